@@ -109,7 +109,7 @@ class SweepEnd:
 
     statuses: Mapping[str, int]  # number of finished cells per status
     own: Mapping[str, int]  # of these, the ones that this process ran
-    left: int  # cells left to other processes
+    left: int  # cells that are not finished
 
     @property
     def is_refused(self) -> bool:
@@ -119,7 +119,7 @@ class SweepEnd:
     def format(self) -> str:
         if self.is_refused:
             return f"{format_counts(self.statuses)}: the recipes refuse every cell of this sweep"
-        others = f"; {self.left} left to other tasks" if self.left else ""
+        others = f"; {self.left} left" if self.left else ""
         if self.own:
             return f"cells of this task: {format_counts(self.own)}{others}"
         return f"no cells left to run: {format_counts(self.statuses) or 'none finished'}{others}"

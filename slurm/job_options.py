@@ -17,7 +17,7 @@ from slurm.batch_script import Job, seconds_of
 from slurm.clusters import CLUSTERS, NO_CLUSTER, load_cluster
 from slurm.job_files import check_free
 from slurm.preflight import check_recipe
-from slurm.runtime.allocation import flags_of, option_of
+from slurm.runtime.allocation import flags_of
 from slurm.sweep_jobs import sweep_jobs
 from unitransformer.cli import Parser, suggest
 from unitransformer.cli_help import HelpFormatter
@@ -129,7 +129,7 @@ def build_jobs(options: jsonargparse.Namespace, arguments: Sequence[str]) -> lis
         python=sys.executable if cluster.container or not cluster.python else cluster.python,
         nodes=options.nodes,
         devices=_first_given(options.devices, cluster.devices, DEVICES),
-        on_gpus=option_of(arguments, "--accelerator") != "cpu",
+        on_gpus=False,  # until the recipe or the cells say so
         **{name: _first_given(options[name], getattr(cluster, name)) for name in OF_CLUSTERS},
         exclude=options.exclude,
         dependency=options.dependency,
@@ -146,8 +146,7 @@ def build_jobs(options: jsonargparse.Namespace, arguments: Sequence[str]) -> lis
             "its end; give a longer --time, or a cluster with a smaller signal_ahead_s"
         )
     if not is_sweep:
-        check_recipe(job, recipe)
-        return [job]
+        return [replace(job, on_gpus=check_recipe(job, recipe))]
     jobs = sweep_jobs(job, max_parallel=options.max_parallel, max_nodes=options.max_nodes)
     for part in jobs:
         check_free(Path(part.folder))

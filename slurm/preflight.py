@@ -17,13 +17,18 @@ RecipeCommand = tuple[str, tuple[str, ...]]  # name of the recipe, and its argum
 ShapeOptions = tuple[str, str | None, str | None]  # recipe, --num-nodes, --devices
 
 
-def check_recipe(job: Job, recipe: str) -> None:
-    """Raises ValueError for options that the recipe refuses, with the recipe's message."""
+def check_recipe(job: Job, recipe: str) -> bool:
+    """Returns whether the recipe trains on GPUs, as its options and their files say.
+
+    Raises ValueError for options that the recipe refuses, with the recipe's message.
+    """
     (answer,) = _ask(
         [(recipe, tuple(first_task(job)))], {"devices": job.devices, "num_nodes": job.nodes}
     )
     if error := answer.get("misread") or answer.get("refused"):
         raise ValueError(f"recipe {recipe}: {error}")
+    is_on_gpus: bool = answer["config"]["parallel"]["accelerator"] != "cpu"
+    return is_on_gpus
 
 
 def first_task(job: Job) -> list[str]:
@@ -70,6 +75,18 @@ def list_cells(job: Job, *options: str) -> list[RecipeCommand]:
         _, _, module, *arguments = shlex.split(line)
         cells.append((module.removeprefix("recipes."), tuple(arguments)))
     return cells
+
+
+def are_on_gpus(cells: Sequence[RecipeCommand]) -> bool:
+    """Returns whether the cells of a sweep train on GPUs; raises ValueError if only some do."""
+    on_cpu = sum(option_of(arguments, "--accelerator") == "cpu" for _, arguments in cells)
+    if 0 < on_cpu < len(cells):
+        raise ValueError(
+            f"accelerator is cpu in {on_cpu} of {len(cells)} cells of this sweep, and a task has "
+            "GPUs or none; submit each accelerator alone, with its own --out: -- --accelerator cpu "
+            "--out sweeps/cpu"
+        )
+    return not on_cpu
 
 
 def count_nodes(cells: Sequence[RecipeCommand], job: Job) -> dict[RecipeCommand, int]:

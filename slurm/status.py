@@ -131,21 +131,29 @@ def describe(folder: Path, queue: Queue, *, now_s: float) -> list[StatusRow]:
         row = _describe_job(path, f"{array}_{number}", name, attempts, queued, times, now_s)
         if row.state != "done":
             rows.append(row)
-    queued = [row for row in queue or () if row.array == array]
-    states = {_queue_state(row) for row in queued}
-    reasons = [row.reason for row in queued if row.state not in ("RUNNING", "COMPLETING")]
+    queued = queue and [row for row in queue if row.array == array]
+    states = {_queue_state(row) for row in queued or ()}
+    reasons = [row.reason for row in queued or () if row.state not in ("RUNNING", "COMPLETING")]
     waiting = ", ".join(dict.fromkeys(reason for reason in reasons if reason != "None"))
     outcomes = format_counts(Counter[str](attempt.outcome for attempt in started))
-    outcomes = outcomes or (not queued and _end_of_log(folder)) or "none has started"
+    outcomes = outcomes or (queued == [] and _end_of_log(folder)) or "none has started"
     reason = f"tasks {submitted.get('array', '?')}: {outcomes}"
     if waiting:
         reason += f"; waiting: {waiting}"
-    reason += "".join(dict.fromkeys(f"; {fix}" for row in queued if (fix := _fix(row, array))))
-    state = "ended" if not queued else "running" if started else "queued"
+    reason += "".join(
+        dict.fromkeys(f"; {fix}" for row in queued or () if (fix := _fix(row, array)))
+    )
+    if queued is None:
+        is_running = any(attempt.outcome == "running" for attempt in started)
+        state = "running" if is_running else "unknown"
+    else:
+        state = "ended" if not queued else "running" if started else "queued"
     if len(states) == 1 and states != {"queued"}:
         (state,) = states
     cells = _count_cells(submitted) if submitted.get("target") == "sweep" else ""
-    if any(row.task not in map(str, attempts_of) for row in queued):  # tasks that never started
+    if any(
+        row.task not in map(str, attempts_of) for row in queued or ()
+    ):  # tasks that never started
         all_times.append(measure([], queued, _submitted_s(submitted), now_s))
     return [StatusRow(array, name, state, cells, "", "", *_format_all(all_times), reason), *rows]
 
@@ -262,7 +270,7 @@ def _state(attempt: Attempt | None, queued: Queue) -> tuple[str, str]:
             reasons.append(f"before: {attempt.reason}")
         return state, "; ".join(reasons)
     if attempt is None:
-        return "gone", "not started"
+        return ("unknown" if queued is None else "gone"), "not started"
     if attempt.outcome == "running" and queued is not None:
         return "lost", f"left the queue; killed, or a node died ({attempt.nodes})"
     return attempt.outcome, attempt.reason

@@ -16,7 +16,7 @@ from tabulate import tabulate
 from slurm import scheduler
 from slurm.batch_script import Job, seconds_of
 from slurm.job_files import STUDY, SUBMITTED, read_json
-from slurm.preflight import count_nodes, list_cells, sweep_folder
+from slurm.preflight import are_on_gpus, count_nodes, list_cells, sweep_folder
 from slurm.runtime.allocation import flags_of, option_of
 from unitransformer.cli import read_integer
 from unitransformer.launch.variables import CELL_LIMIT_S
@@ -51,6 +51,7 @@ def sweep_jobs(job: Job, *, max_parallel: int, max_nodes: int | None = None) -> 
     if max_nodes is not None:
         _check_dependency(job, "--max-nodes")
     cells = list_cells(job)
+    job = replace(job, on_gpus=are_on_gpus(cells))
     nodes_of = count_nodes(cells, job)
     left = cells
     if Path(sweep_folder(job)).exists():

@@ -19,6 +19,7 @@ from scaling.comparison.bisection import (
     bisect_by_time,
 )
 from scaling.comparison.counters import Counters, changed_work, count_side, sum_counters
+from scaling.comparison.environments import pip_settings
 from scaling.comparison.history import SHORT, History, list_versions, read_history
 from scaling.comparison.interleave import (
     Side,
@@ -242,6 +243,7 @@ class Measured:
             "files": "" if options.package is None else _digest_files(self.repository),
             "recipe": options.recipe,
             "arguments": options.recipe_options,
+            "pip": pip_settings(options.pip_options),
             "machine": describe_machine().fingerprint,
             "threads": os.environ.get("OMP_NUM_THREADS"),  # change operators and time
             "wait": os.environ.get("OMP_WAIT_POLICY"),

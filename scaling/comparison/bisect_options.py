@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scaling.comparison.options import (
-    MIN_PAIRS,
     ClockChoice,
     add_pip_options,
+    check_measurement,
     check_recipe_options,
     read_pip_options,
     split_recipe,
@@ -78,14 +78,7 @@ def read_bisect_options(
 
     `recipe_options` stand after `--`; `arguments` are the whole command line.
     """
-    if not 0 < given.threshold < 1:
-        raise ValueError(
-            f"threshold is {given.threshold:g}; give a share between 0 and 1, such as 0.02"
-        )
-    if given.pairs < MIN_PAIRS:
-        raise ValueError(f"pairs is {given.pairs}; a verdict needs at least {MIN_PAIRS}")
-    if given.seed < 0:
-        raise ValueError(f"seed is {given.seed}; it must be at least 0")
+    check_measurement(given, "threshold")
     recipe, recipe_options = split_recipe(recipe_options)
     check_recipe_options(recipe_options, "after --", on_one_device=given.by == "time")
     check_writable("out", given.out, is_folder=True)

@@ -5,7 +5,7 @@ simulate steps. The history may branch; it then is halved by numbers of ancestor
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from scaling.comparison.history import History
@@ -23,6 +23,14 @@ Measure = Callable[[str, str, float], Judgement]
 PrintLine = Callable[[str], None]
 
 
+def find_ancestors(history: History) -> dict[str, set[str]]:
+    """Returns the ancestors of each candidate, with the candidate itself."""
+    ancestors: dict[str, set[str]] = {}
+    for name, parents in history.parents.items():
+        ancestors[name] = {name}.union(*(ancestors[parent] for parent in parents))
+    return ancestors
+
+
 class Halving:
     """What is still possible: candidates that may be the first bad one."""
 
@@ -30,9 +38,7 @@ class Halving:
         self.history = history
         self.bad = history.bad
         self.skipped: dict[str, str] = {}  # candidate -> why it cannot be judged
-        self._ancestors: dict[str, set[str]] = {}  # with the candidate itself
-        for name, parents in history.parents.items():
-            self._ancestors[name] = {name}.union(*(self._ancestors[parent] for parent in parents))
+        self._ancestors = find_ancestors(history)
         self._good = {history.good}
 
     @property
@@ -61,12 +67,6 @@ class Halving:
 
     def note_bad(self, name: str) -> None:
         self.bad = name
-
-    def go_on_after(self, name: str) -> None:
-        """Looks for the next bad candidate among the descendants of `name` alone."""
-        self._good |= {other for other, before in self._ancestors.items() if name not in before}
-        self._good.add(name)
-        self.bad = self.history.bad
 
     @property
     def last_good(self) -> str:
@@ -165,7 +165,8 @@ def bisect_by_counters(
 ) -> tuple[list[CounterChange], dict[str, str]]:
     """Finds every candidate that changed a counter, oldest first, and those that cannot be counted.
 
-    A change that a later one takes back is not seen.
+    Each is compared with its parents. A change that a later one takes back is not seen, nor one on
+    a branch whose merge changed nothing.
 
     Args:
         count: returns the totals of a candidate; called once for each.
@@ -173,24 +174,110 @@ def bisect_by_counters(
     Raises:
         CannotMeasure: the first or the last candidate cannot be counted.
     """
-    halving = Halving(history)
     counted = {name: count(name) for name in (history.good, history.bad)}
-    changes: list[CounterChange] = []
-    known = counted[history.good]
-    while known != counted[history.bad]:
-        while (name := halving.choose()) is not None:
-            print_line(f"{len(halving.untested)} left: counting {history.titles[name]}")
+    search = CounterSearch(history, count, counted, print_line)
+    seen, ends, changes = {history.good}, [history.bad], []
+    while ends:
+        line = search.line_to(ends.pop(), seen)
+        seen.update(line)
+        for before, after in search.steps(line):
+            suspects, sources = search.suspects_of(after)
+            ends += sources
+            if not search.is_explained(after, sources):
+                changes.append(CounterChange(suspects=suspects, parent=before))
+    order = list(history.parents).index
+    return sorted(changes, key=lambda change: order(change.suspects[-1])), search.skipped
+
+
+class CounterSearch:
+    """Counts candidates, each once, and compares them along the branches of a history.
+
+    Args:
+        counted: totals that are known; those of the first candidate are.
+    """
+
+    def __init__(
+        self,
+        history: History,
+        count: Callable[[str], Totals],
+        counted: Mapping[str, Totals],
+        print_line: PrintLine,
+    ) -> None:
+        self.skipped: dict[str, str] = {}  # candidate -> why it cannot be counted
+        self._history, self._count, self._print_line = history, count, print_line
+        self._counted = dict(counted)
+        self._ancestors = find_ancestors(history)
+
+    def totals(self, name: str) -> Totals | None:
+        """Returns None if the candidate cannot be counted."""
+        if name not in self._counted and name not in self.skipped:
+            self._print_line(f"counting {self._history.titles[name]}")
             try:
-                counted[name] = counted[name] if name in counted else count(name)
+                self._counted[name] = self._count(name)
             except CannotMeasure as error:
-                halving.skipped[name] = str(error)
-                print_line(f"  skipped: {error}")
-                continue
-            if counted[name] == known:
-                halving.note_good(name)
+                self.skipped[name] = str(error)
+                self._print_line(f"  skipped: {error}")
+        return self._counted.get(name)
+
+    def line_to(self, end: str, seen: Collection[str]) -> list[str]:
+        """Returns the first parents of `end`, oldest first, from a seen one that can be counted."""
+        line = [end]
+        while line[-1] not in seen or self.totals(line[-1]) is None:
+            line.append(self._history.parents[line[-1]][0])
+        return line[::-1]
+
+    def steps(self, line: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """Yields the neighbours that differ, of those candidates of a line that can be counted.
+
+        Nothing is looked for between two that are equal.
+        """
+        if self.totals(line[0]) == self.totals(line[-1]):
+            return
+        inner = sorted(range(1, len(line) - 1), key=lambda index: abs(index - len(line) // 2))
+        for index in inner:
+            if self.totals(line[index]) is not None:
+                yield from self.steps(line[: index + 1])
+                yield from self.steps(line[index:])
+                return
+        yield line[0], line[-1]
+
+    def suspects_of(self, name: str) -> tuple[tuple[str, ...], list[str]]:
+        """Returns a candidate with all before it that cannot be counted, and what they build on."""
+        suspects, sources = [name], list[str]()
+        for suspect in suspects:  # grows
+            for parent in self._history.parents[suspect]:
+                group = suspects if self.totals(parent) is None else sources
+                if parent not in group:
+                    group.append(parent)
+        return tuple(other for other in self._history.parents if other in suspects), sources
+
+    def is_explained(self, name: str, sources: Sequence[str]) -> bool:
+        """Whether a candidate may count what it does only because it merges `sources`.
+
+        A counter that one of them changed has its value in the merge. One that several changed may
+        have any.
+        """
+        base = next(
+            other
+            for other in reversed(self._history.parents)
+            if all(other in self._ancestors[source] for source in sources)
+            and self.totals(other) is not None
+        )
+        before, after = self._flat(base), self._flat(name)
+        sides = [self._flat(source) for source in sources]
+        for counter in set().union(before, after, *sides):
+            old = before.get(counter)
+            changed = [new for side in sides if (new := side.get(counter)) != old]
+            if len(changed) < 2 and after.get(counter) != (changed[0] if changed else old):
+                return False
+        return True
+
+    def _flat(self, name: str) -> dict[tuple[str, ...], object]:
+        """Returns the totals of a counted candidate, each operator by itself."""
+        flat: dict[tuple[str, ...], object] = {}
+        for counter, total in self._counted[name].items():
+            if isinstance(total, Mapping):
+                flat |= {(counter, part): number for part, number in total.items()}
             else:
-                halving.note_bad(name)
-        changes.append(CounterChange(suspects=tuple(halving.suspects), parent=halving.last_good))
-        known = counted[halving.bad]
-        halving.go_on_after(halving.bad)
-    return changes, halving.skipped
+                flat[counter,] = total
+        return flat

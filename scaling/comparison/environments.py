@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import venv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ PROJECT = "unitransformer"
 CONSTRAINTS = "constraints.txt"
 INSTALL_LIMIT_S = 3600.0
 DONE = ".complete"
+# Lines of pip's log, after the time.
+CONFLICT = r"^[\dT:,-]+\s+(The user requested .+|\S+ \S+ depends on .+)$"
 BUILDS = {"cu": "CUDA", "rocm": "ROCm", "xpu": "XPU"}  # by the label of a version
 
 
@@ -154,8 +157,7 @@ def _environment(
     """Returns the interpreter of an environment with these packages, made if it is not cached."""
     pins = list(pins)
     here = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
-    variables = {name: text for name, text in os.environ.items() if name.startswith("PIP_")}
-    parts = [sys.version, here, packages, pins, list(pip_options), variables]
+    parts = [sys.version, here, packages, pins, *pip_settings(pip_options)]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     folder = cache_folder() / "environments" / digest[:16]
     python = folder / "bin/python"
@@ -172,6 +174,12 @@ def _environment(
             _install(python, [*pip_options, *packages], constraints, label)
             (folder / DONE).touch()
     return python
+
+
+def pip_settings(pip_options: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Returns what says where pip finds packages: its options, and its variables PIP_*."""
+    variables = {name: text for name, text in os.environ.items() if name.startswith("PIP_")}
+    return list(pip_options), variables
 
 
 @contextlib.contextmanager
@@ -239,16 +247,27 @@ def describe_plan(plan: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _pip(python: Path, arguments: Sequence[str], label: str) -> str:
-    """Returns what `pip install` prints; raises RuntimeError with its last error."""
+    """Returns what `pip install` prints; raises RuntimeError with its first error and the cause."""
     command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    try:
-        done = subprocess.run(
-            [*command, *arguments], capture_output=True, text=True, timeout=INSTALL_LIMIT_S
-        )
-    except subprocess.TimeoutExpired:
-        raise RuntimeError(f"{label}: pip has not ended after {INSTALL_LIMIT_S:.0f} s") from None
-    if done.returncode:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
-        lines = errors or done.stderr.strip().splitlines() or ["pip failed without a message"]
-        raise RuntimeError(f"{label} cannot be installed: {lines[-1].removeprefix('ERROR: ')}")
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "log")  # alone says which packages conflict
+        command += ["--log", str(log)]
+        try:
+            done = subprocess.run(
+                [*command, *arguments], capture_output=True, text=True, timeout=INSTALL_LIMIT_S
+            )
+        except subprocess.TimeoutExpired:
+            message = f"{label}: pip has not ended after {INSTALL_LIMIT_S:.0f} s"
+            raise RuntimeError(message) from None
+        if done.returncode:
+            logged = log.read_text(errors="replace") if log.exists() else ""
+            raise RuntimeError(f"{label} cannot be installed: {_reason(done.stderr, logged)}")
     return done.stdout
+
+
+def _reason(stderr: str, logged: str) -> str:
+    """Returns pip's first error, and which requirements conflict."""
+    errors = [line for line in stderr.splitlines() if line.startswith("ERROR: ")]
+    lines = errors or stderr.strip().splitlines()[-1:] or ["pip failed without a message"]
+    causes = dict.fromkeys(re.findall(CONFLICT, logged, re.MULTILINE))
+    return "; ".join([lines[0].removeprefix("ERROR: ").rstrip("."), *causes])

@@ -58,9 +58,9 @@ def read_history(good: str, bad: str, repository: Path) -> History:
     parents: dict[str, tuple[str, ...]] = {first: ()}
     for commit, *others in rows:
         parents[commit] = tuple(other for other in others if other in known)
-    titles = git(repository, "log", "--format=%H %h %s", f"{first}..{last}").splitlines()
-    titles += git(repository, "log", "-1", "--format=%H %h %s", first).splitlines()
-    by_commit = dict(line.split(" ", 1) for line in titles)
+    titles = git(repository, "log", "-z", "--format=%H %h %s", f"{first}..{last}").split("\0")
+    titles += git(repository, "log", "-1", "-z", "--format=%H %h %s", first).split("\0")
+    by_commit = {title.split()[0]: " ".join(title.split()[1:]) for title in titles if title.strip()}
     return History(parents=parents, titles={commit: by_commit[commit] for commit in parents})
 
 
@@ -71,7 +71,7 @@ def find_revision(text: str, repository: Path) -> str:
             raise ValueError(f"{text!r} is no revision")
         return find_commit(text, repository)
     except ValueError:
-        refs = git(repository, "for-each-ref", "--format=%(refname:short)").splitlines()
+        refs = git(repository, "for-each-ref", "--format=%(refname:short)").split("\n")
         hint = suggest(text, refs, otherwise="git log --oneline lists revisions")
         raise ValueError(f"{text!r} is no revision of this repository; {hint}") from None
 

@@ -107,16 +107,7 @@ def read_compare_options(
 
     `recipe_options` stand after `--`; `arguments` are the whole command line.
     """
-    for name in ("threshold", "stop_faster"):
-        if not 0 < getattr(given, name) < 1:
-            option = name.replace("_", "-")
-            raise ValueError(
-                f"{option} is {getattr(given, name):g}; give a share between 0 and 1, such as 0.02"
-            )
-    if given.pairs < MIN_PAIRS:
-        raise ValueError(f"pairs is {given.pairs}; a verdict needs at least {MIN_PAIRS}")
-    if given.seed < 0:
-        raise ValueError(f"seed is {given.seed}; it must be at least 0")
+    check_measurement(given, "threshold", "stop_faster")
     recipe, recipe_options = split_recipe(recipe_options)
     check_recipe_options(recipe_options, "after --")
     if given.out is not None:
@@ -140,6 +131,20 @@ def read_compare_options(
         pip_options=read_pip_options(given),
         command=stored_command(arguments),
     )
+
+
+def check_measurement(given: Any, *shares: str) -> None:
+    """Raises ValueError for a share, pairs or seed with which nothing can be measured."""
+    for name in shares:
+        if not 0 < given[name] < 1:
+            option = name.replace("_", "-")
+            raise ValueError(
+                f"{option} is {given[name]:g}; give a share between 0 and 1, such as 0.02"
+            )
+    if given.pairs < MIN_PAIRS:
+        raise ValueError(f"pairs is {given.pairs}; a verdict needs at least {MIN_PAIRS}")
+    if given.seed < 0:
+        raise ValueError(f"seed is {given.seed}; it must be at least 0")
 
 
 def check_unused_options(given: Any, recipe_options: Sequence[str]) -> None:

@@ -126,12 +126,13 @@ def pytest_runtest_makereport(
     """Marks the report of a test without a verdict, and keeps its line alone."""
     report = yield
     reason = None
-    if report.failed and call.excinfo is not None and call.excinfo.errisinstance(Inconclusive):
+    if call.excinfo is not None and call.excinfo.errisinstance(Inconclusive):
         reason = str(call.excinfo.value)
     elif report.passed and report.when == "call" and _compared_nothing(item):
         reason = f"the test has the fixture {FIXTURE} and compared nothing"
     if reason is not None:
         report.outcome, report.longrepr = "failed", reason
+        vars(report).pop("wasxfail", None)  # no verdict is not the failure that xfail expects
         report.user_properties.append((NO_VERDICT, reason))
     return report
 

@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from scaling.recipe_process import Runner
 from scaling.store.outcome import CELLS, FILE, STUDY, CellOutcome, load_outcome, write_outcome
-from scaling.sweep.claims import JOB_ID, claim
+from scaling.sweep.claims import JOB_ID, claim, find_holders
 from scaling.sweep.memory_inference import OomCauses, find_cause, is_recheck, root_cause
 from scaling.sweep.plan import CellTask
 from scaling.sweep.run_cell import (
@@ -64,15 +64,21 @@ class SweepSummary:
 
     statuses: Mapping[str, int]
     statuses_here: Mapping[str, int]  # of the cells that this process has run
-    left: int  # claimed by other processes, or waiting for them
+    left: int  # not finished
+    claimed: int  # of those, by other processes
     checked: int  # cells that were inferred to be out of memory and run all the same
     refuted: int  # of those, the ones that fitted
 
     def format(self) -> str:
         statuses = ", ".join(f"{number} {status}" for status, number in self.statuses.items())
-        text = f"{format_count(sum(self.statuses.values()), 'cell')} finished ({statuses})"
-        if self.left:
-            text += f", {self.left} left to other processes"
+        number = sum(self.statuses.values())
+        text = f"{format_count(number, 'cell')} finished ({statuses})"
+        if not number:
+            text = "no cell finished"
+        if self.claimed:
+            text += f", {self.claimed} claimed by other processes"
+        if not_run := self.left - self.claimed:
+            text += f", {not_run} not run"
         if self.checked:
             cells = format_count(self.checked, "cell")
             text += f"; ran {cells} inferred to be out of memory, {self.refuted} fitted"
@@ -191,6 +197,7 @@ class Sweep:
             if outcome.started_at is not None:
                 statuses_here.append(outcome.status)
                 longest_s = max(longest_s, outcome.elapsed_s)
+        holders = find_holders(self.folder)  # first: what they finish meanwhile is in `done`
         tasks, done = self.scan()
         tasks = [task for task in tasks if self._is_here(task)]
         done = {task.name: done[task.name] for task in tasks if task.name in done}
@@ -199,6 +206,7 @@ class Sweep:
         summary = SweepSummary(
             statuses=dict(sorted(statuses.items(), key=lambda item: (item[0] != "ok", item[0]))),
             left=len(tasks) - len(done),
+            claimed=len({task.name for task in tasks} & holders.keys() - done.keys()),
             checked=len(checks),
             refuted=sum(outcome.status == "ok" for outcome in checks),
             statuses_here=Counter(statuses_here),

@@ -73,7 +73,9 @@ def _flops_per_s(
 def load_calibrations(fingerprint: str) -> dict[str, Calibration | None]:
     """Loads a machine's newest ones by kind of device; raises ValueError for a damaged file."""
     return {
-        "cpu": load_calibration(fingerprint, device="cpu", num_ranks=1),
+        # One rank alone uses all cores, as several together do.
+        "cpu": load_calibration(fingerprint, device="cpu", num_ranks=1)
+        or load_calibration(fingerprint, device="cpu"),
         "cuda": load_calibration(fingerprint, device="cuda"),
     }
 

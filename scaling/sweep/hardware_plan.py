@@ -149,7 +149,10 @@ def _totals(cells: Sequence[PlannedCell], hardware: Hardware, price: float | Non
     fitting = [(p.prediction, p.repeats) for p in predicted if p.prediction and p.prediction.fits]
     num_runs, num_fitting = sum(p.repeats for p in cells), sum(n for _, n in fitting)
     num_predicted = sum(p.repeats for p in predicted)
-    counts = f"{format_count(num_runs, 'cell')} on {hardware.name}: {num_fitting:,} fit, "
+    counts = format_count(len(cells), "cell")
+    if num_runs > len(cells):
+        counts += f", {format_count(num_runs, 'launch', 'launches')}"
+    counts += f" on {hardware.name}: {num_fitting:,} fit, "
     counts += f"{num_predicted - num_fitting:,} will not fit"
     if num_predicted < num_runs:
         counts += f", {num_runs - num_predicted:,} refused"
@@ -170,12 +173,12 @@ def _totals(cells: Sequence[PlannedCell], hardware: Hardware, price: float | Non
     lines[0] += ": for the steps alone"
     return [
         counts,
-        f"{time}, one cell after the other",
+        f"{time}, one launch after the other",
         *lines,
-        "not in it: start-up, compilation and validation; a minute of these in every cell adds "
+        "not in it: start-up, compilation and validation; a minute of these in every launch adds "
         f"{added}",
         "intervals hold 90 % for a cell, and those of totals are their sums",
-        *_beyond([p for p, n in fitting for _ in range(n)]),
+        *_beyond([p for p, _ in fitting]),
     ]
 
 

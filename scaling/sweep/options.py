@@ -18,6 +18,7 @@ from scaling.sweep.study import (
     RECIPES,
     AxisValues,
     Study,
+    axis_name,
     list_studies,
     load_study,
     read_study,
@@ -141,7 +142,7 @@ def split_axes(arguments: Sequence[str], parser: Parser) -> tuple[list[str], dic
             if not rest or rest[0].startswith("--"):
                 raise ValueError(f"{flag} has no value; give one or more: {flag} a,b")
             value = rest.pop(0)
-        name = flag.removeprefix("--").replace("_", "-")
+        name = axis_name(flag.removeprefix("--"))
         if name in axes:
             raise ValueError(f"{flag} is given twice; give all its values in one list")
         axes[name] = _split(value)
@@ -179,6 +180,13 @@ def read_sweep_options(given: Any, axes: dict[str, AxisValues]) -> SweepOptions:
             raise ValueError(f"{name.replace('_', '-')} is {given[name]}; it must be at least 1")
     if given.left and not given.list:
         raise ValueError("left only shortens a list; add --list, or leave it out")
+    if given.left and given.dry_run:
+        raise ValueError("left is for lists, and dry-run plans every cell; leave one out")
+    # A job of slurm.submit lists its cells with the options of its plan.
+    if given.price_per_hour is not None and not (given.dry_run or given.list):
+        raise ValueError(
+            f"price-per-hour is {given.price_per_hour:g}, and only a plan has costs; add --dry-run"
+        )
     if given.only_nodes not in (None, 1) and limits.memory_limit_bytes is not None:
         raise ValueError(
             f"memory-limit is {given.memory_limit}, which is for cells on one node, and only-nodes "
@@ -239,7 +247,8 @@ def _read_study(given: Any, axes: dict[str, AxisValues]) -> Study:
             f"nothing to sweep: name a study ({', '.join(list_studies())}) or give --recipe"
         )
     if given.zip:
-        study = replace(study, zipped=(*study.zipped, tuple(given.zip.split(","))))
+        group = tuple(map(axis_name, given.zip.split(",")))
+        study = replace(study, zipped=(*study.zipped, group))
     if given.repeats is not None:
         study = replace(study, repeats=given.repeats)
     return study

@@ -214,7 +214,7 @@ def read_study(values: Any, *, is_narrowed: bool = False) -> Study:
     study = Study(
         recipes={name: _axes(axes or {}, f"recipe.{name}") for name, axes in recipes.items()},
         axes={**_axes(values.get("axes", {}), "axes"), **options},
-        zipped=tuple(_texts(group, "zip") for group in zipped),
+        zipped=tuple(tuple(map(axis_name, _texts(group, "zip"))) for group in zipped),
         excluded=tuple(_axes(pattern, "exclude") for pattern in excluded),
         repeats=repeats,
     )
@@ -227,12 +227,16 @@ def read_study(values: Any, *, is_narrowed: bool = False) -> Study:
     return study
 
 
+def axis_name(text: str) -> str:
+    """Returns the name of an axis as a command line spells it: batch-size for batch_size."""
+    return text.strip().replace("_", "-")
+
+
 def _axes(values: Any, where: str) -> dict[str, AxisValues]:
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} is {values!r}; it must be a group of `name: values`")
     return {
-        str(name).replace("_", "-"): _texts(chosen, f"{where}.{name}")
-        for name, chosen in values.items()
+        axis_name(str(name)): _texts(chosen, f"{where}.{name}") for name, chosen in values.items()
     }
 
 

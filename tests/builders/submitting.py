@@ -28,7 +28,7 @@ class SiteRow:
         The recipe accepts its options, and a sweep has `CELLS` cells on one node.
         """
         listing = "python -m recipes.gpt\n" * CELLS
-        monkeypatch.setattr("slurm.job_options.check_recipe", lambda job, recipe: None)
+        monkeypatch.setattr("slurm.job_options.check_recipe", lambda job, recipe: True)
         monkeypatch.setattr("slurm.preflight.run_module", lambda *arguments, **options: listing)
         monkeypatch.setattr("slurm.preflight._ask", lambda commands, _: [{}] * len(commands))
         monkeypatch.chdir(folder)

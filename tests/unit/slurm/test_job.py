@@ -417,19 +417,19 @@ def test_the_end_of_an_attempt_decides_whether_it_is_requeued(
             {"statuses": {"ok": 3}, "own": {"ok": 1}, "left": 2},
             0,
             "done",
-            "cells of this task: 1 ok; 2 left to other tasks",
+            "cells of this task: 1 ok; 2 left",
         ),
         (
             {"statuses": {"ok": 3}, "own": {}, "left": 2},
             0,
             "done",
-            "no cells left to run: 3 ok; 2 left to other tasks",
+            "no cells left to run: 3 ok; 2 left",
         ),
         (
             {"statuses": {}, "own": {}, "left": 2},
             0,
             "done",
-            "no cells left to run: none finished; 2 left to other tasks",
+            "no cells left to run: none finished; 2 left",
         ),
         (
             {"statuses": {"refused": 4}, "own": {}, "left": 0},

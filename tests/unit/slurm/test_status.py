@@ -316,6 +316,30 @@ def test_without_a_queue_the_status_is_the_last_one_written(
     assert "running" in actual
 
 
+@pytest.mark.parametrize(
+    ("outcomes", "state"),
+    [(["running", "done"], "running"), (["done"], "unknown"), ([], "unknown")],
+)
+def test_without_a_queue_an_array_has_not_ended(
+    outcomes: list[str], state: str, tmp_path: Path
+) -> None:
+    (tmp_path / "submitted").write_text(json.dumps({"job": "5", "name": "s", "array": "0-8"}))
+    (tmp_path / "s-5_0.log").write_text("the end of another task\n")
+    for number, outcome in enumerate(outcomes):
+        attempt = replace(ATTEMPT, array="5", outcome=outcome, ended_at=ATTEMPT.started_at)
+        write_attempt(tmp_path / f"task-{number}", attempt)
+    array, *tasks = status.describe(tmp_path, None, now_s=0.0)
+    assert array.state == state
+    assert "ends with" not in array.reason
+    assert all(task.state == "running" for task in tasks)
+
+
+def test_without_a_queue_a_job_that_has_not_started_is_not_gone(tmp_path: Path) -> None:
+    (tmp_path / "submitted").write_text(json.dumps({"job": "5", "name": "s"}))
+    (row,) = status.describe(tmp_path, None, now_s=0.0)
+    assert (row.state, row.reason) == ("unknown", "not started")
+
+
 def test_a_damaged_marker_is_ignored(tmp_path: Path) -> None:
     write_attempt(tmp_path, ATTEMPT)
     (tmp_path / "attempt-7-1").write_text("{")

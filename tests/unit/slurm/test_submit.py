@@ -113,6 +113,17 @@ def test_a_dry_run_prints_a_script_without_slurm(
     assert list(place.iterdir()) == []
 
 
+def test_a_recipe_whose_file_of_options_says_cpu_gets_no_gpus(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "cfg.yaml").write_text("accelerator: cpu\n")
+    assert submit.main(["recipes.gpt", "--dry-run", "--", "--config", "cfg.yaml"]) == 0
+    assert "--gpus-per-node" not in capsys.readouterr().out
+    line = ["recipes.gpt", "--dry-run", "--", "--config", "cfg.yaml", "--accelerator", "cuda"]
+    assert submit.main(line) == 0
+    assert "--gpus-per-node=8" in capsys.readouterr().out
+
+
 def test_a_dry_run_for_a_hardware_adds_the_plan_as_comments(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,7 +143,7 @@ def test_a_dry_run_for_a_hardware_adds_the_plan_as_comments(
     assert "# 2 cells on h100-sxm-8: 2 fit, 0 will not fit" in lines
     assert any(line.endswith(": 2 cells, fastest first") for line in lines)
     # A minute of two cells on 4 devices each.
-    assert any("in every cell adds 0.133 device-hours" in line for line in lines)
+    assert any("in every launch adds 0.133 device-hours" in line for line in lines)
     assert list(place.iterdir()) == []
 
 

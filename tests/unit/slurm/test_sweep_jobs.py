@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from slurm import job_options
-from slurm.batch_script import Job
+from slurm.batch_script import Job, render
+from slurm.preflight import RecipeCommand, are_on_gpus
 from slurm.sweep_jobs import find_short_arrays
 from tests.builders.slurm import PutStub
 
@@ -19,9 +20,11 @@ def build_sweep(
 ) -> Callable[..., list[Job]]:
     """Builds the arrays of a sweep of so many cells on one node."""
 
-    def build(cells: int, *options: str, config: str = CONFIG, key: str = "") -> list[Job]:
+    def build(
+        cells: int, *options: str, config: str = CONFIG, key: str = "", cell: str = ""
+    ) -> list[Job]:
         put_stub("scontrol", f"cat <<'END'\n{config}END\n" if config else "exit 1\n")
-        listing = "\n".join(["python -m recipes.gpt"] * cells)
+        listing = "\n".join([f"python -m recipes.gpt {cell}".strip()] * cells)
         monkeypatch.setattr("slurm.preflight.run_module", lambda *arguments, **options: listing)
         (tmp_path / "c.toml").write_text(f"[c]\n{key}\n")
         table = ["--clusters", "c.toml", "--cluster", "c"]
@@ -71,6 +74,24 @@ def test_a_sweep_has_a_task_per_cell_in_arrays_that_the_controller_allows(
         assert [job.array for job in build_sweep(cells, "--max-array-tasks", "2")] == [
             "0-1%8" if cells > 1 else "0-0%8"
         ]
+
+
+@pytest.mark.parametrize(
+    ("cell", "on_gpus"),
+    [("", True), ("--accelerator cuda", True), ("--accelerator cpu --batch-size 1", False)],
+)
+def test_the_cells_of_a_study_say_whether_its_tasks_have_gpus(
+    cell: str, on_gpus: bool, build_sweep: Callable[..., list[Job]]
+) -> None:
+    (job,) = build_sweep(3, cell=cell)
+    assert job.on_gpus == on_gpus
+    assert ("--gpus-per-node" in render(job)) == on_gpus
+
+
+def test_a_sweep_on_cpus_and_gpus_is_refused() -> None:
+    cells: list[RecipeCommand] = [("gpt", ("--accelerator", name)) for name in ("cpu", "cuda")]
+    with pytest.raises(ValueError, match=r"accelerator is cpu in 1 of 2 cells .*--out"):
+        are_on_gpus(cells)
 
 
 def test_options_that_limit_the_cells_of_a_task_are_not_replaced(

@@ -250,6 +250,12 @@ def test_stored_versions_hold_for_the_files_that_trained_with_them(
     Path("recipes/__init__.py").write_text("changed = True")
     assert main(command) == 0
     assert len(counted) == 4
+    # Another source may have another build of the same version.
+    assert main([*command, "--index-url", "https://index.example"]) == 0
+    assert len(counted) == 6
+    monkeypatch.setenv("PIP_INDEX_URL", "https://index.example")
+    assert main(command) == 0
+    assert len(counted) == 8
 
 
 def test_several_devices_are_counted_and_not_timed(

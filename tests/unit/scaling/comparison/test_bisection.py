@@ -12,6 +12,7 @@ from scaling.comparison.bisection import (
     Halving,
     bisect_by_counters,
     bisect_by_time,
+    find_ancestors,
 )
 from scaling.comparison.history import History, list_versions
 from scaling.comparison.verdict import LOOKS, Judgement, Verdict, judge_until_decided, looks_upto
@@ -182,6 +183,77 @@ def test_every_commit_that_changed_a_counter_is_found() -> None:
     changes, skipped = bisect_by_counters(_history(linear(NAMES)), count, print_line=_silent)
     assert [change.suspects for change in changes] == [("c4",), ("c12",)]
     assert set(skipped) <= {"c5"}
+
+
+@pytest.mark.parametrize(
+    ("parents", "added", "expected"),
+    [
+        # Two branches change different counters; their merge changes none by itself.
+        ({"a": "g", "b": "g", "m": "a b"}, {"a": "flops", "b": "bytes"}, "a b"),
+        # Both change the same one.
+        ({"a": "g", "b": "g", "m": "a b"}, {"a": "flops", "b": "flops"}, "a b"),
+        ({"a": "g", "b": "g", "m": "a b"}, {"a": "flops", "b": "bytes", "m": "calls"}, "a b m"),
+        ({"a": "g", "b": "g", "m": "a b"}, {"m": "flops"}, "m"),
+        # A branch of several commits, whose merge is followed by others.
+        (
+            {"a": "g", "b": "g", "c": "b", "d": "c", "m": "a d", "n": "m", "o": "n"},
+            {"c": "flops", "n": "bytes"},
+            "c n",
+        ),
+        # The branch merges its base before it is merged.
+        (
+            {"a": "g", "b": "g", "c": "b a", "d": "c", "e": "a", "m": "e d"},
+            {"a": "flops", "d": "bytes", "e": "calls"},
+            "a d e",
+        ),
+        # Three branches meet in one merge.
+        (
+            {"a": "g", "b": "g", "c": "g", "m": "a b c"},
+            {"a": "flops", "b": "bytes", "c": "calls"},
+            "a b c",
+        ),
+    ],
+)
+def test_commits_on_every_branch_are_found_by_counters(
+    parents: dict[str, str], added: dict[str, str], expected: str
+) -> None:
+    history = _history({"g": (), **{name: tuple(text.split()) for name, text in parents.items()}})
+    ancestors = find_ancestors(history)
+
+    def count(name: str) -> dict[str, object]:
+        totals = {"flops": 100, "bytes": 100}
+        calls = {}
+        for other in ancestors[name]:
+            if (counter := added.get(other)) == "calls":
+                calls[other] = 1
+            elif counter:
+                totals[counter] += 1
+        return {**totals, "operator_names": calls}
+
+    changes, _ = bisect_by_counters(history, count, print_line=_silent)
+    assert [change.suspects for change in changes] == [(name,) for name in expected.split()]
+
+
+@pytest.mark.parametrize(
+    ("failing", "expected"),
+    [("b", [("a",), ("b", "c")]), ("c", [("a",), ("c", "m")]), ("m", [("a",), ("c",)])],
+)
+def test_changes_beside_commits_that_cannot_be_counted_are_ranges(
+    failing: str, expected: list[tuple[str, ...]]
+) -> None:
+    # g - a - m - n, and g - b - c - m: a adds FLOPs, and c adds bytes.
+    history = _history(
+        {"g": (), "a": ("g",), "b": ("g",), "c": ("b",), "m": ("a", "c"), "n": ("m",)}
+    )
+
+    def count(name: str) -> dict[str, int]:
+        if name == failing:
+            raise CannotMeasure("too old")
+        return {"flops": 1 + (name in "amn"), "bytes": 1 + (name in "cmn")}
+
+    changes, skipped = bisect_by_counters(history, count, print_line=_silent)
+    assert [change.suspects for change in changes] == expected
+    assert skipped == {failing: "too old"}
 
 
 def test_equal_counters_are_nothing_to_bisect() -> None:

@@ -215,16 +215,38 @@ def test_other_sources_make_another_environment(
     assert len(installed) == 3
 
 
+def make_wheel(folder: Path, name: str, version: str, *needs: str, code: str = "") -> None:
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        about = f"{name}-{version}.dist-info"
+        lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
+        lines += [f"Requires-Dist: {need}" for need in needs]
+        wheel.writestr(f"{name}/__init__.py", code)
+        wheel.writestr(f"{about}/METADATA", "\n".join(lines))
+        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr(f"{about}/RECORD", "")
+
+
+def test_an_error_of_pip_names_the_requirements_that_conflict(
+    tmp_path: Path, constraints: Path
+) -> None:
+    constraints.write_text("bbb==2.0\n")
+    make_wheel(tmp_path, "aaa", "1.0", "bbb<2")
+    make_wheel(tmp_path, "bbb", "2.0")
+    options = ["--no-index", f"--find-links={tmp_path}", "--constraint", str(constraints)]
+    with pytest.raises(RuntimeError) as error:
+        environments._pip(Path(sys.executable), ["--dry-run", *options, "aaa==1.0"], "aaa 1.0")
+    assert str(error.value) == (
+        "aaa 1.0 cannot be installed: Cannot install aaa==1.0 because these package versions have "
+        "conflicting dependencies; aaa 1.0 depends on bbb<2; The user requested (constraint) "
+        "bbb==2.0"
+    )
+
+
 @pytest.mark.proof  # a virtual environment takes seconds
 def test_a_version_of_a_folder_of_files_is_installed_and_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with zipfile.ZipFile(tmp_path / "iniconfig-99.0-py3-none-any.whl", "w") as wheel:
-        about = "iniconfig-99.0.dist-info"
-        wheel.writestr("iniconfig/__init__.py", "origin = 'the folder'\n")
-        wheel.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: iniconfig\nVersion: 99.0")
-        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-        wheel.writestr(f"{about}/RECORD", "")
+    make_wheel(tmp_path, "iniconfig", "99.0", code="origin = 'the folder'\n")
     monkeypatch.setenv("UNITRANSFORMER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")  # of pip's variables, which count too
     pins, options = tmp_path / "no-pins.txt", (f"--find-links={tmp_path}",)

@@ -24,6 +24,15 @@ def test_candidates_are_the_commits_after_good_up_to_bad(repository: Path) -> No
     assert history.titles[names[3]] == f"{names[3][:7]} commit 3"
 
 
+@pytest.mark.parametrize("mark", ["\f", "\u2028", "\x85", "\r"])
+def test_a_subject_may_hold_any_character(mark: str, repository: Path) -> None:
+    names = [commit(repository, f"a{mark}b {number}") for number in range(2)]
+    history = read_history("HEAD~1", "HEAD", repository)
+    assert [history.titles[name] for name in names] == [
+        f"{name[:7]} a b {number}" for number, name in enumerate(names)
+    ]
+
+
 def test_a_branch_that_left_before_good_counts_as_its_merge(repository: Path) -> None:
     commit(repository, "first")
     git(repository, "branch", "side")

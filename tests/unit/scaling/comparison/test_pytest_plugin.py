@@ -88,6 +88,23 @@ def test_a_test_that_compares_nothing_has_no_verdict(pytester: pytest.Pytester) 
     done.stdout.fnmatch_lines(["*::test_0: * paired_benchmark and compared nothing"])
 
 
+XFAIL = "@__import__('pytest').mark.xfail"
+
+
+@pytest.mark.parametrize("body", ["pass", "paired_benchmark(work(1), work(1), pairs=20)"])
+@pytest.mark.parametrize(("other", "code"), [("pass", 6), ("assert False", 1)])
+def test_a_test_that_may_fail_has_no_verdict_either(
+    other: str, code: int, body: str, pytester: pytest.Pytester
+) -> None:
+    pytester.makepyfile(
+        f"{FUNCTIONS}\n{XFAIL}\ndef test_0(paired_benchmark):\n    {body}\n"
+        f"def test_1():\n    {other}\n"
+    )
+    done = pytester.runpytest(*PLUGIN, "-p", "no:cacheprovider")
+    assert done.ret == code
+    assert done.parseoutcomes()["inconclusive"] == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
 
 from scaling import exit_status
 from scaling.exit_status import decide_status
@@ -22,7 +21,7 @@ from scaling.recipe_process import ProcessResult
 from scaling.store.outcome import CellOutcome
 from scaling.store.reader import load_store
 from scaling.sweep import engine, run_cell
-from scaling.sweep.claims import CLAIMS
+from scaling.sweep.claims import CLAIMS, claim
 from scaling.sweep.command import _stop_signals_raise
 from scaling.sweep.engine import CELLS, open_folder
 from scaling.sweep.plan import CellTask
@@ -326,11 +325,21 @@ def test_a_cell_claimed_by_another_process_is_left_alone(tmp_path: Path) -> None
     tasks = make_tasks(make_study())
     claims = tmp_path / "s" / CLAIMS
     claims.mkdir(parents=True)
-    with FileLock(claims / f"{tasks[0].name}.lock"):
+    claimed = claim(tmp_path / "s", tasks[0].name)
+    assert claimed is not None
+    with claimed:
         summary, machine = work(tmp_path / "s", tasks)
     assert tasks[0].name not in machine.runs
-    assert summary.left == 1
-    assert "1 left to other processes" in summary.format()
+    assert (summary.left, summary.claimed) == (1, 1)
+    assert "), 1 claimed by other processes" in summary.format()
+
+
+def test_cells_that_nobody_runs_are_not_called_claimed(tmp_path: Path) -> None:
+    tasks = make_tasks(make_study())
+    sweep, _ = make_sweep(tmp_path / "s", tasks)
+    (tmp_path / "s").mkdir(exist_ok=True)
+    assert sweep.work(Silent(), max_cells=0).format() == "no cell finished, 10 not run"
+    assert sweep.work(Silent(), max_cells=1).format() == "1 cell finished (1 ok), 9 not run"
 
 
 def test_a_refused_cell_is_reported_and_not_run(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from recipes import bert, gpt, vit
 from scaling.sweep import estimate
-from scaling.sweep.estimate import CPU_START_S, render_plan
+from scaling.sweep.estimate import CPU_START_S, load_calibrations, render_plan
 from scaling.sweep.plan import (
     CellTask,
     RecipePlanner,
@@ -22,6 +22,7 @@ from tests.builders.modules import open_here
 from tests.builders.sweeps import make_study, make_tasks
 from unitransformer.config import ParallelConfig
 from unitransformer.machine.calibration import Calibration, Ceiling, WorkSamples
+from unitransformer.machine.calibration_store import default_path, write_calibration
 
 # Seconds of the cells of the study `quick`, whole and in steps, on a machine with two cores.
 MEASURED = Path(__file__).parent / "quick_cells.csv"
@@ -101,6 +102,22 @@ def test_an_estimate_for_gpus_is_a_lower_bound_and_prices_every_device() -> None
         "overhead, which are unknown on GPUs",
         "at least 0.6 device-hours, cost 1.50",  # 2 devices for 6 + 12 minutes
     ]
+
+
+def test_a_calibration_of_two_ranks_on_a_cpu_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNITRANSFORMER_DATA", str(tmp_path))
+    tasks, step_flops = make_two()
+    one = make_calibration("cpu", float32=step_flops // 4)
+    half = make_calibration("cpu", float32=step_flops // 8)
+    two = replace(half, num_ranks=2, ranks=half.ranks * 2)
+    times = []
+    for calibration in (two, one):
+        write_calibration(calibration, default_path(calibration))
+        loaded = load_calibrations(MACHINE.fingerprint)
+        times.append(estimate.estimate_cell(tasks[0], loaded).least_s)
+    assert times == [pytest.approx(40, rel=0.01)] * 2
 
 
 def test_an_estimate_names_unknowns_and_refused_cells_cost_nothing() -> None:

@@ -8,6 +8,7 @@ import pytest
 from scaling.__main__ import main
 from scaling.sweep.command import run_sweep
 from scaling.sweep.options import SweepOptions, build_sweep_parser, read_sweep_options, split_axes
+from scaling.sweep.study import read_study
 
 
 def read(*arguments: str) -> SweepOptions:
@@ -61,6 +62,15 @@ def test_the_home_of_nobody_is_refused(line: str, capsys: pytest.CaptureFixture[
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("group", ["batch-size,seed", "batch-size, seed", " batch_size,seed"])
+def test_zipped_axes_are_named_as_axes_are(group: str) -> None:
+    line = ("--recipe", "gpt", "--batch_size", "1,2", "--seed", "1,2", "--zip", group)
+    assert len(read(*line).study.cells()) == 2
+    axes = {"batch_size": [1, 2], "seed": [1, 2]}
+    study = read_study({"recipe": "gpt", "axes": axes, "zip": [group.split(",")]})
+    assert len(study.cells()) == 2
+
+
 def test_memory_sizes_are_parsed_with_units() -> None:
     assert read("quick", "--memory-limit", "1.5GiB").limits.memory_limit_bytes == 3 * 2**29
     assert read("quick", "--memory-limit", "500 MB").limits.memory_limit_bytes == 500_000_000
@@ -87,6 +97,8 @@ def test_memory_sizes_are_parsed_with_units() -> None:
         (["quick", "--recheck", "2"], "recheck is 2.0; it must be between 0 and 1"),
         (["quick", "--price-per-hour", "-1"], "price-per-hour is -1.0"),
         (["quick", "--price-per-hour", "nan"], "price-per-hour is 'nan'; it must be a number"),
+        (["quick", "--price-per-hour", "3"], "price-per-hour is 3, and only a plan has costs"),
+        (["quick", "--list", "--left", "--dry-run"], "dry-run plans every cell; leave one out"),
         (["quick", "--seed"], "--seed has no value"),
         (["quick", "--seed", "1", "--seed", "2"], "--seed is given twice"),
         (["quick", "--seed", "1,1"], "axis seed is 1,1; give each value once"),
