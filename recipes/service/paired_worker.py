@@ -115,17 +115,24 @@ def _now(trainer: "pl.Trainer") -> tuple[float, float, Any]:
 def _describe(trainer: "pl.Trainer") -> dict[str, Any]:
     device = trainer.strategy.root_device
     on_gpu = device.type == "cuda"
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    name = "cpu"
-    if on_gpu:
-        import torch
+    import torch
 
-        name = torch.cuda.get_device_name(device)
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
-        "versions": {"python": platform.python_version(), **versions},
-        "device": name,
+        "versions": {"python": platform.python_version(), **versions, "torch build": _build()},
+        "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
         "clock": "gpu" if on_gpu else "processor",
     }
+
+
+def _build() -> str:
+    """Returns for which devices torch was built."""
+    from torch import version
+
+    for name, of in (("CUDA", "cuda"), ("ROCm", "hip"), ("XPU", "xpu")):
+        if number := getattr(version, of, None):
+            return f"{name} {number}"
+    return "CPU"
 
 
 def _share_processor(trainer: "pl.Trainer", start: int | None) -> None:

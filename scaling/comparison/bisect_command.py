@@ -7,7 +7,7 @@ import os
 import platform
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from scaling.comparison.history import SHORT, History, list_versions, read_histo
 from scaling.comparison.interleave import (
     Side,
     compare_sides,
+    describe_builds,
     from_json,
     judge_starts,
     to_json,
@@ -108,6 +109,8 @@ def render(culprit: Culprit, history: History, measured: "Measured") -> list[str
         lines.append(f"  {last} against {before} cannot be measured: {culprit.not_judged}")
     else:
         lines.append(f"  {last} against {before}: {format_judgement(culprit.judgement)}")
+        if builds := measured.builds.get((culprit.parent, culprit.suspects[-1])):
+            lines.append(f"  {builds}")
     if culprit.judgement is not None and not culprit.is_confirmed:
         lines.append(
             "  This step alone is not certainly slower: the slowdown may be spread over several."
@@ -166,6 +169,7 @@ class Measured:
     options: BisectOptions
     history: History
     repository: Path
+    builds: dict[tuple[str, str], str] = field(default_factory=dict)  # of pairs where they differ
 
     def judge(self, base: str, candidate: str, threshold: float) -> Judgement:
         """Judges pairs of two candidates; measures them if no file has them.
@@ -194,6 +198,8 @@ class Measured:
             kept = {"starts": [to_json(start) for start in starts]}
             _store(path, kept | {"base": base, "candidate": candidate, "command": options.command})
         starts = [from_json(start) for start in kept["starts"]]
+        if builds := describe_builds(starts[0]):
+            self.builds[base, candidate] = builds
         return judge_starts(
             starts,
             None if options.clock == "auto" else options.clock,

@@ -11,6 +11,7 @@ from scaling.comparison.options import (
     check_measurement,
     check_recipe_options,
     read_pip_options,
+    split_package,
     split_recipe,
 )
 from scaling.comparison.verdict import LOOKS, THRESHOLD, looks_upto
@@ -113,10 +114,9 @@ def _read_package(given: Any) -> tuple[str, tuple[str, ...]]:
         raise ValueError(
             f"package {given.package} already says what is compared; leave {given.good} out"
         )
-    name, _, text = given.package.partition("==")
-    versions = tuple(version.strip() for version in text.split(","))
-    if not name.strip() or len(versions) < 2 or not all(versions):
+    name, versions = split_package(given.package)
+    if len(versions) < 2:
         raise ValueError(
             f"package is {given.package!r}; give two or more versions, as torch==2.12.0,2.13.0"
         )
-    return name.strip(), versions
+    return name, versions

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 from scaling.comparison import record
-from scaling.comparison.interleave import SIDES, Start, compare_sides, judge_starts
+from scaling.comparison.interleave import (
+    SIDES,
+    Start,
+    compare_sides,
+    describe_builds,
+    judge_starts,
+)
 from scaling.comparison.options import CompareOptions
 from scaling.comparison.paired_calls import Clock
 from scaling.comparison.records import CellJudgement, compare_records, worst
@@ -168,6 +174,8 @@ def render(
             f"{judgement.pairs_needed}"
         )
     lines += [f"{name:12}{_side(sides[name])}" for name in SIDES]
+    if (builds := describe_builds(starts[0])) is not None:
+        lines.append(f"builds      {builds}")
     if judgement.detectable is not None:
         lines.append(
             f"finds       slowdowns from {judgement.detectable:.1%} on, 95 % of the time, with as "

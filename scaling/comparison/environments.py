@@ -1,9 +1,8 @@
 """Makes virtual environments for what is compared, and keeps them in the cache folder.
 
 Each holds only what differs from the environment of this process, and finds the rest there. What is
-installed, and from where, is printed before. A build for other devices than the one that is
-installed here, such as a torch for CUDA beside one for CPUs, is refused: it takes gigabytes, and
-its times are not those of the same machine.
+installed, and from where, is printed before, and whether it is a build for other devices than the
+one that is installed here, such as a torch for CUDA beside one for CPUs.
 """
 
 import contextlib
@@ -50,7 +49,7 @@ def python_with_package(
         pip_options: say where pip finds packages; its variables, such as PIP_INDEX_URL, do too.
 
     Raises:
-        ValueError: the package is not installed here, or in a build for other devices.
+        ValueError: the package is not installed here.
         RuntimeError: pip cannot install it.
     """
     name = _normal(package)
@@ -194,17 +193,16 @@ def _removed_unless_complete(folder: Path) -> Iterator[None]:
 def _install(python: Path, packages: Sequence[str], constraints: Path, label: str) -> None:
     """Prints what will be installed, unless it is refused, and installs it."""
     arguments = ["--no-warn-conflicts", "--constraint", str(constraints), *packages]
-    # The builds of what is named first: pip may have to fetch a package to learn what it needs.
-    for scope in (["--no-deps"], []):
-        report = _pip(python, ["--dry-run", "--report", "-", *scope, *arguments], label)
-        plan = json.loads(report)["install"]
-        _check_builds(plan, label)
+    plan = json.loads(_pip(python, ["--dry-run", "--report", "-", *arguments], label))["install"]
     print(f"{label}: installing {describe_plan(plan)}", flush=True)
+    for line in other_builds(plan):
+        print(f"{label}: {line}", flush=True)
     _pip(python, arguments, label)
 
 
-def _check_builds(plan: Sequence[Mapping[str, Any]], label: str) -> None:
-    """Raises ValueError for a package whose installed build is one for other devices."""
+def other_builds(plan: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names each package of a report of pip whose installed build is one for other devices."""
+    lines = []
     for item in plan:
         new = item["metadata"]
         try:
@@ -214,11 +212,12 @@ def _check_builds(plan: Sequence[Mapping[str, Any]], label: str) -> None:
         build = build_of(new["version"], new.get("requires_dist", ()))
         here = build_of(installed.version, installed.requires or ())
         if build != here:
-            raise ValueError(
-                f"{label}: pip would install a {build} build of {new['name']} {new['version']}, "
-                f"and {installed.version} here is a {here} build; the two are not compared: name "
-                f"an index or a folder with {here} builds, --index-url or --find-links"
+            lines.append(
+                f"{new['name']} {new['version']} is a {build} build, and {installed.version} here "
+                f"a {here} build; to compare two {here} builds, name an index or a folder that "
+                "has them, --index-url or --find-links"
             )
+    return lines
 
 
 def build_of(version: str, needs: Iterable[str]) -> str:

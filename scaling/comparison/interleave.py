@@ -105,6 +105,18 @@ class Start:
         return "gpu" if self.about["base"]["clock"] == "gpu" else "processor"
 
 
+def describe_builds(start: Start) -> str | None:
+    """Says that both sides have torch in builds for other devices; None if they do not."""
+    before, after = (start.about[side]["versions"] for side in SIDES)
+    build, other = (versions.get("torch build") for versions in (before, after))
+    if build == other:
+        return None
+    return (
+        f"torch {before['torch']} is a {build} build, {after['torch']} a {other} build: the ratio "
+        "is that of both the versions and the builds"
+    )
+
+
 class SideFailed(RuntimeError):
     """A side could not be trained; the message says which and why."""
 

@@ -237,10 +237,31 @@ def _what_is_compared(given: Any) -> tuple[str, str, str | None]:
         raise ValueError(
             f"package {given.package} already says what is compared; leave {given.base} out"
         )
-    name, _, versions = given.package.partition("==")
-    parts = [version.strip() for version in versions.split(",")]
-    if not name or len(parts) != 2 or not all(parts):
+    name, versions = split_package(given.package)
+    if len(versions) != 2:
         raise ValueError(
             f"package is {given.package!r}; give two versions, as torch==2.13.0,2.14.1"
         )
-    return parts[0], parts[1], name.strip()
+    return versions[0], versions[1], name
+
+
+def split_package(text: str) -> tuple[str, tuple[str, ...]]:
+    """Splits NAME==V1,V2,... into the name and its versions, none if it has another form.
+
+    Raises ValueError for what no version is called.
+    """
+    from packaging.version import InvalidVersion, Version
+
+    name, _, rest = (part.strip() for part in text.partition("=="))
+    versions = tuple(version.strip() for version in rest.split(","))
+    if not name or not all(versions):
+        return name, ()
+    for version in versions:
+        try:
+            Version(version)
+        except InvalidVersion:
+            raise ValueError(
+                f"package is {text!r}, but {version!r} is no version; give numbers, as "
+                "torch==2.13.0,2.14.1"
+            ) from None
+    return name, versions

@@ -123,7 +123,7 @@ def open_versions(
     """Yields a side for each version of a package, all with the files as they are now.
 
     Raises:
-        ValueError: the package is not installed here, or a version has another build.
+        ValueError: the package is not installed here.
         RuntimeError: a version cannot be installed.
     """
     here = find_repository()

@@ -30,6 +30,7 @@ def make_start(
     seed: int = 0,
     *,
     devices: tuple[str, str] = ("cpu", "cpu"),
+    builds: tuple[str, str] = ("CPU", "CPU"),
     losses: tuple[list[float], list[float]] = ([1.0], [1.0]),
 ) -> Start:
     """Returns a start whose wall times are twice its processor times."""
@@ -43,7 +44,6 @@ def make_start(
         for seconds, side_losses in zip(on_busy_machine(count, slowdown, seed), losses, strict=True)
     ]
     first: list[SideName] = ["base"] * count
-    versions = {"python": "3.11.7", "torch": "2.13.0"}
     names: tuple[SideName, SideName] = ("base", "candidate")
     return Start(
         steps_per_block=1,
@@ -51,7 +51,11 @@ def make_start(
         base=sides[0],
         candidate=sides[1],
         about={
-            name: {"versions": versions, "device": device, "clock": "processor"}
-            for name, device in zip(names, devices, strict=True)
+            name: {
+                "versions": {"python": "3.11.7", "torch": "2.13.0", "torch build": build},
+                "device": device,
+                "clock": "processor",
+            }
+            for name, device, build in zip(names, devices, builds, strict=True)
         },
     )

@@ -218,6 +218,7 @@ def test_an_end_that_does_not_train_is_an_error_of_its_own(
         ("HEAD~1 HEAD -- gpt --max-steps 3", "--max-steps after -- is decided by the comparison"),
         ("--package torch", "give two or more versions, as torch==2.12.0,2.13.0"),
         ("--package torch==2.12.0,2.13.0,2.12.0", "names 2.12.0 twice"),
+        ("--package torch==2.12.0,latest", "but 'latest' is no version; give numbers"),
         ("HEAD --package torch==2.12.0,2.13.0", "already says what is compared"),
     ],
 )

@@ -45,6 +45,17 @@ def test_what_was_compared_is_printed() -> None:
     assert lines["finds"].startswith("finds       slowdowns from ")
 
 
+def test_builds_for_other_devices_are_told() -> None:
+    starts = [make_start(20, builds=("CPU", "CUDA 13.0")) for _ in range(4)]
+    lines = rendered(starts)
+    assert lines["builds"] == (
+        "builds      torch 2.13.0 is a CPU build, 2.13.0 a CUDA 13.0 build: the ratio is that of "
+        "both the versions and the builds"
+    )
+    assert "torch build CPU and CUDA 13.0" in lines["measured"]
+    assert "builds" not in rendered([make_start(20) for _ in range(4)])
+
+
 def test_an_inconclusive_comparison_says_why_and_what_would_decide() -> None:
     lines = rendered([make_start(80, 0.03, 3)])
     assert lines["INCONCLUSIVE:"].endswith("time: only 1 start, and a verdict takes 4")
