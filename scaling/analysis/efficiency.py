@@ -2,11 +2,12 @@
 
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median
 from typing import Any, Literal, get_args
 
+from scaling.analysis.same_work import without_length
 from scaling.store.conditions import differences
 from scaling.store.run import Run
 from unitransformer.config import ModelConfig, RunConfig
@@ -67,14 +68,14 @@ def _around(value: float, log_half_width: float) -> Estimate:
 
 
 def pooled_rate(runs: Sequence[Run]) -> Estimate:
-    """Returns tokens or images per second over all devices, of the launches of one config.
+    """Returns tokens or images per second over all devices, of the launches of one configuration.
 
     The interval of one launch covers its steps only, not other launches. Several launches have the
     interval of `split_variance`.
 
     Raises ValueError for runs of several configs, and a run without a steady state.
     """
-    configs = {run.config for run in runs}
+    configs = {without_length(run.config) for run in runs}
     if len(configs) != 1:
         raise ValueError(f"runs have {len(configs)} configs; give the launches of one")
     metrics, *_ = [steady_metrics(run) for run in runs]  # every run must have a steady state
@@ -266,18 +267,23 @@ def _shared(config: RunConfig, scaling: Scaling) -> tuple[Any, ...]:
 
 
 def pool(
-    runs: Iterable[Run], scatters: Mapping[ModelOnMachine, Scatter] | None = None
+    runs: Iterable[Run],
+    scatters: Mapping[ModelOnMachine, Scatter] | None = None,
+    shared: Callable[[RunConfig], RunConfig] = lambda config: config,
 ) -> list[MeasuredPoint]:
     """Returns a point for each config on each kind of processors.
 
     With fewer than `ENOUGH_LAUNCHES`, the interval comes from the scatter of the model, if any;
     `scatters` are by default those of these runs.
+
+    Args:
+        shared: what the launches of a point share of their configs; by default everything.
     """
     runs = list(runs)
     scatters = find_scatters(runs) if scatters is None else scatters
     groups: dict[tuple[RunConfig, str], list[Run]] = {}
     for run in runs:
-        groups.setdefault((run.config, run.processors), []).append(run)
+        groups.setdefault((shared(run.config), run.processors), []).append(run)
     points = []
     for (config, processors), launches in groups.items():
         rate, scatter = pooled_rate(launches), scatters.get((config.model, processors))

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from scaling.analysis.same_work import CHANGES_NO_STEP
 from scaling.prediction.fit_file import (
     LEVEL,
     default_model,
@@ -184,15 +185,8 @@ def _what_matters(config: RunConfig) -> RunConfig:
         config,
         data=data,
         optimizer=OptimizerConfig(),
-        max_steps=1,
-        until_interval=None,
-        ceiling_s=1.0,
-        validate_every=1,
-        validation_batches=1,
-        checkpoint_every=0,
-        log_every=1,
-        seed=0,
         init_from=None,
+        **CHANGES_NO_STEP,
     )
 
 

@@ -2,23 +2,18 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
+from scaling.analysis.same_work import options_of_configuration, options_of_work
 from scaling.report.run_formatting import TITLES
 from scaling.store.reader import Cell as MeasuredCell
 from scaling.store.reader import Store
 from scaling.sweep.study import Cell, Study, read_study
-from unitransformer.config import ParallelConfig
 from unitransformer.record.units import format_count
 
 MOST_GROUPS = 4  # of the missing cells of a recipe, before the rest is only counted
 MOST_AXES = 3  # that describe a group
-# Options in which configurations of the same work differ.
-PARALLEL = {field.name.replace("_", "-") for field in fields(ParallelConfig)}
-OF_A_CONFIGURATION = (PARALLEL - {"devices", "num-nodes", "accelerator"}) | {
-    *("batch-size", "accumulate", "max-steps", "seed"),
-}
 
 Group = Mapping[str, tuple[str, ...]]  # values by axis
 
@@ -50,7 +45,7 @@ class Coverage:
             return ""
         missing = self.missing
         text = f"{len(planned) - len(missing)} of {format_count(len(planned), 'cell')} ended"
-        text = text if missing else "every cell ran at least once"
+        text = text if missing else "every cell has an outcome"
         failed = [set(ended.values()) for ended in statuses.values() if ended]
         if failed := [kinds for kinds in failed if "ok" not in kinds]:
             how = ", ".join(sorted(set.union(*failed)))
@@ -70,25 +65,29 @@ class Coverage:
             text += f"; {num_launches - launches} of {planned_ones} did not run"
         return text
 
-    def count_others(self, names: Iterable[str]) -> tuple[int, int]:
-        """Returns how many cells do the work of the records `names` without being theirs: all of
-        them, and those that have not ended. Such cells differ in the configuration alone."""
-        records = set(names)
-        outcomes = [c.outcome for c in self.cells if c.run is not None and c.run.name in records]
-        works = {_work(outcome.recipe, outcome.options) for outcome in outcomes}
-        of_records = {outcome.cell for outcome in outcomes}
-        others = [
-            cell
-            for cell in (self.study.cells() if works else ())
-            if cell.id not in of_records and _work(cell.recipe, cell.options) in works
-        ]
-        ended = {cell.outcome.cell for cell in self.cells}
-        return len(others), sum(cell.id not in ended for cell in others)
+
+def count_others(found: Collection[Coverage], names: Iterable[str]) -> tuple[int, int]:
+    """Returns how many other configurations do the work of the records `names`, in the studies of
+    all sweeps together: all of them, and those that have ended in no sweep."""
+    records = set(names)
+    cells = [cell for coverage in found for cell in coverage.cells]
+    outcomes = [c.outcome for c in cells if c.run is not None and c.run.name in records]
+    works = {_key(o.recipe, options_of_work(o.options)) for o in outcomes}
+    planned = {
+        _key(cell.recipe, options_of_configuration(cell.options))
+        for coverage in (found if works else ())
+        for cell in coverage.study.cells()
+        if _key(cell.recipe, options_of_work(cell.options)) in works
+    }
+    others = planned - {_key(o.recipe, options_of_configuration(o.options)) for o in outcomes}
+    ended = {
+        _key(cell.outcome.recipe, options_of_configuration(cell.outcome.options)) for cell in cells
+    }
+    return len(others), len(others - ended)
 
 
-def _work(recipe: str, options: Mapping[str, object]) -> tuple[str, ...]:
-    fixed = {name for name in options if name not in OF_A_CONFIGURATION}
-    return recipe, *(f"{name}={options[name]}" for name in sorted(fixed))
+def _key(recipe: str, options: Mapping[str, object]) -> tuple[str, ...]:
+    return recipe, *sorted(f"{name}={value}" for name, value in options.items())
 
 
 def find_coverage(store: Store) -> tuple[dict[str, Coverage], dict[str, str]]:

@@ -18,8 +18,9 @@ from scaling.analysis.efficiency import (
     pool,
 )
 from scaling.analysis.fastest import StrategyComparison, compare_strategies
+from scaling.analysis.same_work import without_length
 from scaling.prediction.held_out import HeldOut, predict_held_out
-from scaling.report.coverage import Coverage, find_coverage
+from scaling.report.coverage import Coverage, count_others, find_coverage
 from scaling.report.plots import Plot, plots_of
 from scaling.report.staleness import NOT_COMPARED, CurrentCode
 from scaling.store.reader import Cell, Store
@@ -105,8 +106,11 @@ class StoreAnalysis:
 
     @cached_property
     def points(self) -> dict[Recipe, list[MeasuredPoint]]:
+        """A point for each configuration, whatever the length of its launches."""
         return {
-            recipe: pool([run for run in runs if run.metrics is not None], self.scatters)
+            recipe: pool(
+                [run for run in runs if run.metrics is not None], self.scatters, without_length
+            )
             for recipe, runs in self.runs.items()
         }
 
@@ -141,9 +145,7 @@ class StoreAnalysis:
     def count_others(self, runs: Iterable[Run]) -> tuple[int, int]:
         """Returns how many other configurations the studies of these runs name for the same work:
         all of them, and those that have not ended."""
-        names = [run.name for run in runs]
-        counts = [coverage.count_others(names) for coverage in self.coverage[0].values()]
-        return sum(others for others, _ in counts), sum(missing for _, missing in counts)
+        return count_others(self.coverage[0].values(), [run.name for run in runs])
 
     @cached_property
     def sweeps(self) -> list[SweepOfRecipe]:
@@ -186,7 +188,7 @@ def sweep_names(store: Store) -> dict[str, str]:
 def page_name(sweep: str) -> str:
     """Returns the file name of the page of a sweep with this name."""
     name = sweep.replace(" ", "-")
-    is_taken = name in ("conditions", "parity", "predictions", "runs", "scaling", "slurm-jobs")
+    is_taken = name.lower() in ("conditions", "parity", "predictions", "runs", "scaling", "slurm-jobs")
     return f"sweep-{name}.md" if is_taken else f"{name}.md"
 
 

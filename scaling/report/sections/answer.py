@@ -2,26 +2,25 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from scaling.analysis.efficiency import Curve, MeasuredPoint
 from scaling.analysis.fastest import Candidate, name_of, rank
-from scaling.markdown import note
+from scaling.analysis.same_work import work_of
+from scaling.markdown import escaped, note
 from scaling.parity.certificate import Certificate
 from scaling.report import run_formatting
-from scaling.report.table_notes import condition_lines, draw
+from scaling.report.table_notes import condition_lines, differing, draw
 from scaling.store.conditions import differences
 from scaling.store.run import Run
 from unitransformer.config import ModelConfig, RunConfig
 from unitransformer.costs.flops import count_parameters
 from unitransformer.record.units import format_count
 
-VARYING = ("model", "parallel", "batch_size", "accumulate", "max_steps", "seed")
 UNDECIDED = "not confirmed:"  # begins a lead that other launches may not show
 MOST_ROWS = 12  # of a table; the pages have the others
 
-# What is equal for all ways to train the same model on the same kind of machine: model first.
-Work = tuple[ModelConfig, *tuple[Any, ...]]
+# What all configurations for the same work on the same kind of processors share.
+Work = tuple[RunConfig, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +33,10 @@ class Answer:
     unranked: tuple[Candidate, ...]
     others: int = 0  # configurations of their studies that are no points
     missing: int = 0  # those of them that have not ended
+
+    @property
+    def model(self) -> ModelConfig:
+        return self.work[0].model
 
     @property
     def points(self) -> list[MeasuredPoint]:
@@ -53,10 +56,11 @@ def find_answers(
     """
     works: dict[Work, dict[int, list[MeasuredPoint]]] = {}
     for point in points:
-        counts = works.setdefault(_work(point), {})
+        work = work_of(point.config), point.runs[0].processors
+        counts = works.setdefault(work, {})
         counts.setdefault(point.devices, []).append(point)
     answers = []
-    for work in sorted(works, key=lambda work: (-count_parameters(work[0]), repr(work))):
+    for work in sorted(works, key=lambda work: (-count_parameters(work[0].model), repr(work))):
         if sum(map(len, works[work].values())) > 1:
             for devices, candidates in sorted(works[work].items()):
                 ranked, unranked = rank(candidates, certificates)
@@ -66,25 +70,15 @@ def find_answers(
     return answers
 
 
-def _work(point: MeasuredPoint) -> Work:
-    config = point.config
-    fixed = (value for name, value in vars(config).items() if name not in VARYING)
-    accelerator, processors = config.parallel.accelerator, point.runs[0].processors
-    return config.model, *fixed, accelerator, processors
-
-
 def answer_blocks(answers: Sequence[Answer], curves: Sequence[Curve]) -> list[str]:
     """Returns the table of one recipe, and what its rows share."""
     shown = answers[:MOST_ROWS]
     if not shown:
         return ["No model was measured in more than one configuration."]
-    works = list(dict.fromkeys(answer.work for answer in answers))
-    is_ambiguous = len(works) > len({model for model, *_ in works})
     rows = [
         {
-            "model": run_formatting.shape(answer.work[0]),
-            "work": str(works.index(answer.work) + 1) if is_ambiguous else "",
-            "dropout": f"{answer.work[0].dropout:g}",
+            **_model(answer),
+            **_other_work(answer, answers),
             "devices": str(answer.devices),
             **_fastest(answer, answers, curves),
             "tried": _tried(answer),
@@ -98,6 +92,23 @@ def answer_blocks(answers: Sequence[Answer], curves: Sequence[Curve]) -> list[st
         *_different_conditions(shown),
         f"{format_count(more, 'row')} more: see the pages of the sweeps." if more else "",
     ]
+
+
+def _model(answer: Answer) -> dict[str, str]:
+    return {
+        "model": run_formatting.shape(answer.model),
+        "dropout": f"{answer.model.dropout:g}",
+    }
+
+
+def _other_work(answer: Answer, answers: Iterable[Answer]) -> dict[str, str]:
+    """The settings and processors in which work differs though its model looks the same."""
+    works = list(dict.fromkeys(a.work for a in answers if _model(a) == _model(answer)))
+    place = works.index(answer.work)
+    columns = differing([config for config, _ in works], ignored=())
+    if len({processors for _, processors in works}) > 1:
+        columns["processors"] = [escaped(processors) for _, processors in works]
+    return {heading: cells[place] for heading, cells in columns.items()}
 
 
 def _fastest(answer: Answer, answers: Sequence[Answer], curves: Sequence[Curve]) -> dict[str, str]:
@@ -157,7 +168,7 @@ def _efficiency(answer: Answer, answers: Sequence[Answer], curves: Sequence[Curv
     fastest = answer.ranked[0].point
     for curve in curves:
         for point in curve.points[1:] if curve.scaling == "weak" else ():
-            if point.config == fastest.config and point.runs[0] in fastest.runs:
+            if point.runs[0] in fastest.runs:
                 efficiency = run_formatting.estimate(curve.efficiency(point), "{:.1%}")
                 ideal = curve.ideal(point)
                 return efficiency if ideal == 1 else f"{efficiency}; ideal {ideal:.0%}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scaling.report.coverage import Coverage, describe_groups, find_coverage
+from scaling.report.coverage import Coverage, count_others, describe_groups, find_coverage
 from scaling.store.reader import Store, load_store
 from scaling.sweep.engine import open_folder
 from scaling.sweep.study import Study, read_study
@@ -64,7 +64,7 @@ def test_a_sweep_without_any_cell_is_named(tmp_path: Path) -> None:
 def test_a_missing_launch_is_counted(tmp_path: Path) -> None:
     study = make_study(axes=AXES, repeats=2)
     assert coverage_of(swept(tmp_path, study, without=1)) == (
-        "every cell ran at least once; 1 of 8 planned launches did not run"
+        "every cell has an outcome; 1 of 8 planned launches did not run"
     )
 
 
@@ -169,8 +169,28 @@ def test_other_configurations_of_the_same_work_are_counted(tmp_path: Path) -> No
             for cell in store.cells
             if cell.run is not None and cell.outcome.options["dropout"] == dropout
         ]
-        others, missing = coverage.count_others(runs[:1])
+        others, missing = count_others([coverage], runs[:1])
         assert others == 3
         assert missing == sum(cell.options["dropout"] == dropout for cell in coverage.missing)
     assert left_out
-    assert coverage.count_others([]) == (0, 0)
+    assert count_others([coverage], []) == (0, 0)
+
+
+@pytest.mark.parametrize("more", [{}, {"max-steps": "60", "log-every": "3", "seed": "1"}])
+def test_what_ended_in_one_sweep_is_missing_in_no_other(
+    tmp_path: Path, more: dict[str, str]
+) -> None:
+    swept(tmp_path / "whole", make_study(axes=AXES))
+    swept(tmp_path / "begun", make_study(axes=AXES, options=more), without=3)
+    store = load_store([tmp_path], relative_to=tmp_path)
+    coverages = find_coverage(store)[0].values()
+    assert sum(len(coverage.missing) for coverage in coverages) == 3
+    names = [cell.run.name for cell in store.cells if cell.run is not None]
+    assert count_others(coverages, names) == (0, 0)
+    assert count_others(coverages, names[:1]) == (3, 0)
+
+
+def test_a_configuration_that_a_study_runs_at_two_lengths_counts_once(tmp_path: Path) -> None:
+    store = swept(tmp_path, make_study(axes=AXES | {"max-steps": ["20", "60"]}))
+    names = [cell.run.name for cell in store.cells if cell.run is not None]
+    assert count_others(find_coverage(store)[0].values(), names[:1]) == (3, 0)

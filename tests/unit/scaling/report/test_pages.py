@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from unittest.mock import MagicMock
 
@@ -11,10 +12,11 @@ from scaling.analysis.efficiency import find_curves, pool
 from scaling.markdown import command_lines, table, wrapped
 from scaling.report.results_md import rebased
 from scaling.report.sections.answer import answer_blocks, find_answers
-from scaling.report.store_analysis import page_name, sweep_names
+from scaling.report.store_analysis import StoreAnalysis, page_name, sweep_names
 from scaling.store.reader import Store
+from scaling.store.run import Run
 from tests.builders.certificates import CERTIFICATES
-from tests.builders.records import CEILING, make_crashed, make_record
+from tests.builders.records import CEILING, HOST, make_crashed, make_record
 from tests.builders.reports import make_store, pages_of
 from tests.builders.runs import repeated, strong, way
 
@@ -117,6 +119,47 @@ def test_the_best_of_few_configurations_says_of_how_many() -> None:
         assert row["tried"] == tried
 
 
+def lasting(run: Run, max_steps: int) -> Run:
+    """The same run with the defaults of a command line that gives `max_steps`, and its seed."""
+    config = replace(
+        run.config,
+        max_steps=max_steps,
+        validate_every=max_steps // 4,
+        log_every=max_steps // 20,
+        seed=max_steps,
+        optimizer=replace(run.config.optimizer, schedule_steps=max(100, max_steps)),
+    )
+    return replace(run, config=config)
+
+
+def test_runs_of_other_lengths_are_launches_of_one_configuration() -> None:
+    launches = [*repeated("ddp", 0.05, 0.051), *repeated("zero1", 0.1, 0.101)]
+    runs = [lasting(run, 60 + 90 * (index % 2)) for index, run in enumerate(launches)]
+    points = StoreAnalysis(Store(runs=tuple(runs), left_out=())).points["gpt"]
+    blocks = answer_blocks(find_answers(points, CERTIFICATES), [])
+    row = row_of(blocks)
+    assert (row["tried"], row["launches"][:2]) == ("2", "2:")
+    assert row["runner-up"] == "zero1, 32-true, 4 per device"
+    assert "Same in all rows" not in blocks[0]
+
+
+def test_rows_of_equal_models_say_in_which_work_they_differ() -> None:
+    runs = [*repeated("ddp", 0.05), *repeated("zero1", 0.1)]
+    optimizer = replace(runs[0].config.optimizer, learning_rate=0.125)
+    others = [replace(run, config=replace(run.config, optimizer=optimizer)) for run in runs]
+    moved = [
+        replace(run, record=run.record | {"hardware": [HOST | {"cpu": "Other"}] * 2})
+        for run in runs
+    ]
+    blocks = answer_blocks(find_answers(pool([*runs, *others]), CERTIFICATES), [])
+    rates = {row_of(blocks, number)["optimizer.learning_rate"] for number in (0, 1)}
+    assert rates == {"0.0003", "0.125"}
+    blocks = answer_blocks(find_answers(pool([*runs, *moved]), CERTIFICATES), [])
+    processors = " ".join(row_of(blocks, number)["processors"] for number in (0, 1))
+    assert "Example 9000" in processors
+    assert "Other" in processors
+
+
 @pytest.mark.parametrize(
     ("steps", "ceilings", "why"),
     [
@@ -183,8 +226,8 @@ def test_links_of_a_page_lead_from_its_own_folder() -> None:
 
 
 def test_the_page_of_a_sweep_takes_no_other_page_away() -> None:
-    assert [page_name(name) for name in ("night", "night 2", "parity")] == [
-        *("night.md", "night-2.md", "sweep-parity.md"),
+    assert [page_name(name) for name in ("night", "night 2", "parity", "Runs")] == [
+        *("night.md", "night-2.md", "sweep-parity.md", "sweep-Runs.md"),
     ]
 
 
