@@ -259,7 +259,7 @@ class CounterSearch:
         """
         base = next(
             other
-            for other in reversed(self._history.parents)
+            for other in reversed(list(self._history.parents))
             if all(other in self._ancestors[source] for source in sources)
             and self.totals(other) is not None
         )
