@@ -13,6 +13,12 @@ def stored_command(arguments: Sequence[str]) -> str:
     It leaves out where the record is written (`--out`), which changes no result, and the user and
     password in an address, such as that of `--index-url`.
     """
+    shown = [USER_INFO.sub("", argument) for argument in without_out(arguments)]
+    return f"python -m scaling {shlex.join(shown)}"
+
+
+def without_out(arguments: Sequence[str]) -> list[str]:
+    """Returns arguments without `--out` and its value; what follows `--` is of another program."""
     end = list(arguments).index("--") if "--" in arguments else len(arguments)
     kept, own = list[str](), iter(arguments[:end])
     for argument in own:
@@ -20,5 +26,4 @@ def stored_command(arguments: Sequence[str]) -> str:
             next(own, None)
         elif not argument.startswith("--out="):
             kept.append(argument)
-    shown = [USER_INFO.sub("", argument) for argument in (*kept, *arguments[end:])]
-    return f"python -m scaling {shlex.join(shown)}"
+    return [*kept, *arguments[end:]]

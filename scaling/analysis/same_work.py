@@ -22,7 +22,7 @@ CHANGES_NO_STEP: dict[str, Any] = {
     "log_every": 1,
     "seed": 0,
 }
-BATCH = {"batch_size": 1, "accumulate": 1}
+BATCH: dict[str, Any] = {"batch_size": 1, "accumulate": 1}
 # Options of a recipe, by name, with which a configuration is chosen, and those that change no step.
 OF_A_CONFIGURATION = {
     *(name.replace("_", "-") for name in BATCH),

@@ -66,6 +66,8 @@ def fit_laws(curve: Curve) -> tuple[LawFit, LawFit]:
         LawPoint(
             devices=point.devices,
             speedup=curve.speedup(point).value,
+            # Of the normal distribution with the same interval. The standard error itself would be
+            # too small: with two launches it has one degree of freedom.
             deviation=None if (half := point.rate.log_half_width) is None else half / NORMAL,
         )
         for point in curve.points

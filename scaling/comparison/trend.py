@@ -132,7 +132,11 @@ def find_histories(runs: Iterable[Run]) -> tuple[list[History], list[str]]:
                 break
         else:
             groups.append([point])
-    histories = [_build_history(points) for group in groups for points in _split_interleaved(group)]
+    histories = [
+        _build_history(points, _differing_packages(group))
+        for group in groups
+        for points in _split_interleaved(group)
+    ]
     return sorted(histories, key=lambda history: -len(history.points)), left_out
 
 
@@ -179,7 +183,18 @@ def _split_interleaved(group: Sequence[TrendPoint]) -> list[list[TrendPoint]]:
     return histories
 
 
-def _build_history(points: Sequence[TrendPoint]) -> History:
+def _differing_packages(points: Sequence[TrendPoint]) -> list[str]:
+    """Returns torch, and the packages in whose versions the points differ."""
+    names = dict.fromkeys(["torch", *(name for point in points for name in point.versions)])
+    return [
+        name
+        for name in names
+        if name == "torch" or len({point.versions.get(name) for point in points}) > 1
+    ]
+
+
+def _build_history(points: Sequence[TrendPoint], packages: Sequence[str]) -> History:
+    """Returns a history; `packages` tell its versions from those of the same cell."""
     found: list[tuple[int, str, float | None]] = []  # index, what, p-value
     too_few: list[str] = []
     begin = 0
@@ -188,9 +203,10 @@ def _build_history(points: Sequence[TrendPoint]) -> History:
         if begin:
             found.append((begin, _version_changes(points[begin - 1].versions, versions), None))
         if len(seconds) < MIN_RECORDS:
+            named = ", ".join(f"{name} {versions.get(name, 'unknown')}" for name in packages)
             too_few.append(
-                f"torch {versions.get('torch', 'unknown')}: {format_count(len(seconds), 'record')} "
-                f"of the {MIN_RECORDS} that a change point needs"
+                f"{named}: {format_count(len(seconds), 'record')} of the {MIN_RECORDS} that a "
+                "change point needs"
             )
         else:
             splits = find_change_points(seconds)

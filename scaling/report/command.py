@@ -19,6 +19,9 @@ from unitransformer.launch.background import start_in_background
 from unitransformer.launch.gc_pause import pause_gc
 from unitransformer.record.units import format_count
 
+FOLDERS = {"plots", "pages"}  # outputs that are folders; they may be the same one
+OUTPUTS = ("out", "plots", "pages", "html", "csv", "json")
+
 
 def run_report(given: Any) -> int:
     """Writes all files, prints how many records they come from, and returns exit code 0.
@@ -28,13 +31,23 @@ def run_report(given: Any) -> int:
         OSError: a file could not be written.
     """
     options = read_report_options(given)
-    for name in ("out", "plots", "pages", "html", "csv", "json"):
-        if (path := getattr(options, name)) is not None:
-            check_writable(name, path, is_folder=name in ("plots", "pages"))
+    places = [(name, path) for name in OUTPUTS if (path := getattr(options, name)) is not None]
+    for name, path in places:
+        check_writable(name, path, is_folder=name in FOLDERS)
+    _refuse_same(places)
     only_reports()
     with pause_gc():
         _write(options)
     return 0
+
+
+def _refuse_same(places: Iterable[tuple[str, Path]]) -> None:
+    """Raises ValueError if two outputs, given as option and path, would overwrite each other."""
+    owners: dict[Path, str] = {}
+    for option, path in places:
+        owner = owners.setdefault(path.resolve(), option)
+        if owner != option and not {owner, option} <= FOLDERS:
+            raise ValueError(f"{option} {path} is written by --{owner} too; choose another path")
 
 
 def _write(options: ReportOptions) -> None:
@@ -54,20 +67,24 @@ def _write(options: ReportOptions) -> None:
     draw = functools.partial(draw_plots, analysis)
     wait_for_plots = start_in_background(draw) or draw
     pages = render_pages(analysis, options)
-    files = {options.plots / name: content for name, content in wait_for_plots().items()}
+    files = [("plots", options.plots / name, drawn) for name, drawn in wait_for_plots().items()]
     if options.csv is not None or options.json is not None:
         exported = with_predictions(rows(store), analysis.predictions[0])
         if options.csv is not None:
-            files[options.csv] = to_csv(exported).encode(errors="replace")
+            files.append(("csv", options.csv, to_csv(exported).encode(errors="replace")))
         if options.json is not None:
-            files[options.json] = to_json(exported).encode()
+            files.append(("json", options.json, to_json(exported).encode()))
     if options.html is not None:
         from scaling.report.html.page import render_html
 
-        files[options.html] = render_html(analysis, title="Results").encode(errors="replace")
+        page = render_html(analysis, title="Results").encode(errors="replace")
+        files.append(("html", options.html, page))
     # RESULTS.md comes last: the plots and pages that it links exist by then.
-    files |= {folder / name: text.encode() for name, text in reversed(pages.items())}
-    for path, content in files.items():
+    for name, text in reversed(pages.items()):
+        option = "out" if str(name) == options.out.name else "pages"
+        files.append((option, folder / name, text.encode()))
+    _refuse_same([(option, path) for option, path, _ in files])
+    for _, path, content in files:
         write_atomically(path, content)
         print(path)
     print(f"{_used(store)}; {_left_out(store)}")

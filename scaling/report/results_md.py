@@ -85,7 +85,7 @@ SAME_CORES = (
 def render_pages(analysis: StoreAnalysis, options: ReportOptions) -> dict[PurePosixPath, str]:
     """Returns every generated Markdown page by its path from the folder of RESULTS.md.
 
-    Stale records are marked.
+    Stale records are marked. Raises ValueError if a page would overwrite RESULTS.md.
     """
     store, today = analysis.store, analysis.today
     name, plots = options.out.name, options.relative(options.plots)
@@ -128,6 +128,8 @@ def render_pages(analysis: StoreAnalysis, options: ReportOptions) -> dict[PurePo
     ]
     written = {PurePosixPath(name): staleness.marked(page_of(main), store, today)}
     for file, (title, blocks) in contents.items():
+        if folder / file in written:
+            raise ValueError(f"out {options.out} is one of the pages; choose another path")
         back = f"{ABOUT_PAGE} {link(name)}."
         text = staleness.marked(page_of([f"# {title}", back, *blocks]), store, today)
         if staleness.MARK in text:

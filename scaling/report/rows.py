@@ -154,7 +154,14 @@ def entries(store: Store) -> list[Entry]:
     cells = [
         Entry(row=_of_cell(cell, store), run=cell.run, outcome=cell.outcome) for cell in store.cells
     ]
-    return sorted([*single, *cells], key=lambda entry: _place(entry.row))
+    measured = store.successful_runs
+    hashes = conditions_of([run.record for run in measured])
+    by_name = {run.name: text for run, text in zip(measured, hashes, strict=True)}
+    entries = [
+        replace(entry, row=replace(entry.row, conditions=by_name.get(entry.row.record or "")))
+        for entry in (*single, *cells)
+    ]
+    return sorted(entries, key=lambda entry: _place(entry.row))
 
 
 def with_predictions(rows: Sequence[Row], found: Sequence[HeldOut]) -> list[Row]:
@@ -292,7 +299,6 @@ def _measured(run: Run, store: Store) -> dict[str, Any]:
         "least_peak_bytes": min(peaks(run), default=None),
         "peak_bytes_kind": record["peak_bytes_kind"],
         "peak_resident_bytes": max(peaks(run, "peak_resident_bytes"), default=None),
-        "conditions": conditions_of(record),
         "parity": _parity(run, store),
         "flags": "; ".join(record["flags"]),
         "validation_loss": record["validation"]["loss"],

@@ -4,14 +4,18 @@ A figure that is missing has its reason instead.
 """
 
 import functools
+import importlib
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
 from scaling.analysis.efficiency import Estimate, MeasuredPoint
 from scaling.markdown import escaped, link, shortened
 from scaling.store.run import Run
+from scaling.stored_command import without_out
 from unitransformer.config import ModelConfig, Recipe, RunConfig
 from unitransformer.costs.flops import MAIN_CONVENTION, count_flops, count_parameters
 from unitransformer.costs.mfu import MfuRow
@@ -167,13 +171,23 @@ def command(run: Run) -> str:
 
 def without_folder(command: str) -> str:
     """A command without the folder for its records, which changes no result."""
-    return re.sub(r" --out[ =]('[^']*'|\S+)", "", command)
+    try:
+        return shlex.join(without_out(shlex.split(command)))
+    except ValueError:  # a quote without its end: nobody can type this command
+        return command
 
 
 def size(run: Run) -> str:
-    arguments = str(run.record["command"]).split()
-    is_changed = any(argument.startswith("--model.") for argument in arguments)
+    """The size, and whether the shape is another than this size has; dropout is no shape."""
+    model, named = run.config.model, _sizes(run.config.recipe).get(run.config.size)
+    is_changed = named is not None and replace(named, dropout=model.dropout) != model
     return f"{escaped(run.config.size)}{', its shape changed' if is_changed else ''}"
+
+
+@functools.cache
+def _sizes(recipe: Recipe) -> Mapping[str, ModelConfig]:
+    sizes: Mapping[str, ModelConfig] = importlib.import_module(f"recipes.{recipe}").PRESET.sizes
+    return sizes
 
 
 def shape(model: ModelConfig) -> str:

@@ -188,7 +188,14 @@ def sweep_names(store: Store) -> dict[str, str]:
 def page_name(sweep: str) -> str:
     """Returns the file name of the page of a sweep with this name."""
     name = sweep.replace(" ", "-")
-    is_taken = name.lower() in ("conditions", "parity", "predictions", "runs", "scaling", "slurm-jobs")
+    is_taken = name.lower() in (
+        "conditions",
+        "parity",
+        "predictions",
+        "runs",
+        "scaling",
+        "slurm-jobs",
+    )
     return f"sweep-{name}.md" if is_taken else f"{name}.md"
 
 

@@ -46,7 +46,7 @@ def machine_differences(records: Sequence[Record]) -> list[str]:
     """Returns a line for the processors and each clock in which the records differ."""
     lines = [
         _difference("processors and devices", [_hosts(record) for record in records]),
-        *(_clock_difference(name, records) for name in CLOCKS),
+        *_clock_differences(records),
     ]
     return [line for line in lines if line is not None]
 
@@ -62,16 +62,27 @@ def without_threads(record: Record) -> Record:
     return record | {"hardware": ranks}
 
 
-def conditions_of(record: Record) -> str:
-    """Returns a short hash that only records with comparable conditions share."""
-    compared = (
-        processors_of(record),
-        sorted(record["versions"].items()),
-        [_clock_range([host.get(name) for host in record["hardware"]]) for name in CLOCKS],
-        record["code"].get("commit"),
-        record["code"].get("is_dirty") is False or record.get("started_at"),
-    )
-    return hashlib.sha256(repr(compared).encode()).hexdigest()[:8]
+def conditions_of(records: Sequence[Record]) -> list[str]:
+    """Returns a short hash for each record, which it shares with those of comparable conditions.
+
+    Clocks are compared as in `differences`, with the first record of each hash.
+    """
+    groups: dict[str, list[Record]] = {}  # the first of each hash, of records equal but for clocks
+    hashes = []
+    for record in records:
+        compared = (
+            processors_of(record),
+            sorted(record["versions"].items()),
+            record["code"].get("commit"),
+            record["code"].get("is_dirty") is False or record.get("started_at"),
+        )
+        firsts = groups.setdefault(repr(compared), [])
+        alike = (i for i, first in enumerate(firsts) if not _clock_differences([first, record]))
+        if (number := next(alike, None)) is None:
+            number = len(firsts)
+            firsts.append(record)
+        hashes.append(hashlib.sha256(repr((*compared, number)).encode()).hexdigest()[:8])
+    return hashes
 
 
 def _difference(field: str, values: Sequence[str]) -> str | None:
@@ -106,6 +117,11 @@ def _host(items: tuple[tuple[str, Any], ...]) -> str:
     if memory is not None and memory > 0:  # equal nodes differ by what their kernels reserve
         parts.append(f"{nominal_gib(memory):g} GiB")
     return ", ".join(parts) or MISSING
+
+
+def _clock_differences(records: Sequence[Record]) -> list[str]:
+    lines = [_clock_difference(name, records) for name in CLOCKS]
+    return [line for line in lines if line is not None]
 
 
 def _clock_difference(name: str, records: Sequence[Record]) -> str | None:

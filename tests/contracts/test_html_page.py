@@ -282,6 +282,24 @@ def test_each_precision_has_a_panel_and_launches_share_a_line(
     ]
 
 
+def test_single_runs_of_other_batch_sizes_have_other_symbols(
+    browser: Browser, tmp_path: Path
+) -> None:
+    configs = [replace(make_config(), batch_size=size) for size in (2, 4, 4)]
+    runs = [of_config(config, f"runs/{number}.json") for number, config in enumerate(configs)]
+    path = tmp_path / "page.html"
+    store = Store(runs=tuple(runs), left_out=())
+    path.write_text(render_html(StoreAnalysis(store), title="Runs"), "utf-8")
+    browser.open(path)
+    browser.until("document.querySelectorAll('#rate-by-devices svg .point').length === 3")
+    symbols = browser.ask(
+        "document.querySelector('#rate-by-devices').data"
+        ".filter(({mode}) => mode === 'markers').map(({marker, x}) => [marker.symbol, x.length])"
+    )
+    assert sorted(symbols) == [["circle", 1], ["triangle-up", 2]]
+    assert labels_of(browser, "rate-by-devices") == []
+
+
 def with_precision(cell: Cell) -> Cell:
     parallel = replace(cell.outcome.config.parallel, precision="bf16-mixed")
     return changed(cell, replace(cell.outcome.config, parallel=parallel), cell.name[:-14] + "b")

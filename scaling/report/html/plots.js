@@ -191,9 +191,10 @@ function drawPanels(id, lines, xTitle, yTitle, isLessBetter = false) {
 function linesOf(found, x, other, y) {
   const drawn = found.filter((row) => row.get(y.name) !== null);
   const others = ascending(drawn.map((row) => row.get(other)));
-  const alike = [...ALIKE, other];
   const key = (row) =>
-    JSON.stringify([row.get("precision"), ...(isAlone(row) ? ["strategy"] : alike).map(row.get)]);
+    JSON.stringify(
+      ["precision", other, ...(isAlone(row) ? ["strategy"] : ALIKE)].map((name) => row.get(name)),
+    );
   return [...groupBy(drawn, key).values()].map((group) => {
     const [first] = group;
     const launches = [...groupBy(group, (row) => row.get(x))].sort(([one], [two]) => one - two);

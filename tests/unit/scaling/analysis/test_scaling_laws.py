@@ -1,6 +1,7 @@
 """Tests fits of Amdahl's and Gunther's laws to points that follow them."""
 
 import math
+import random
 
 import numpy as np
 import pytest
@@ -72,6 +73,20 @@ def test_intervals_cover_the_true_parameters_with_two_percent_noise(
             hits[parameter] += covered(law, parameter, true[parameter])
     for parameter, number in hits.items():
         assert 0.90 <= number / CASES <= 0.98, parameter
+
+
+def test_two_launches_a_point_give_intervals_that_still_cover() -> None:
+    rng = random.Random(1)
+    hits = 0
+    for _ in range(100):
+        runs = [
+            strong(rng.lognormvariate(math.log(0.1 / capacity(p, 0.1)), 0.03), p, f"{p}-{n}.json")
+            for p in (1, 2, 4, 8)
+            for n in range(2)
+        ]
+        (curve,) = find_curves(runs, {})
+        hits += covered(fit_laws(curve)[0], "s", 0.1)
+    assert hits >= 90
 
 
 def test_superlinear_scaling_is_fitted_at_the_bound_with_a_remark() -> None:

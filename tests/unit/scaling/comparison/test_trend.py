@@ -102,6 +102,14 @@ def test_versions_that_are_measured_in_turn_have_a_history_each() -> None:
     assert [len(history.points) for history in histories] == [3, 3]
 
 
+def test_versions_with_too_few_records_are_named_by_the_packages_that_differ() -> None:
+    versions = [{"torch": "2.13.0", "numpy": number} for number in ("2.3.0", "2.4.0")]
+    runs = [_run(1 + i, versions=versions[i // 3] | {"python": "3.11.7"}) for i in range(6)]
+    first, second = _only(runs).too_few
+    assert first.startswith("torch 2.13.0, numpy 2.3.0: 3 records of the 8")
+    assert second.startswith("torch 2.13.0, numpy 2.4.0: 3 records")
+
+
 def test_records_of_other_machines_and_clocks_are_not_joined() -> None:
     clocks = [{**HOST, "sm_clock_hz": hz} for hz in (1.98e9, 1.97e9, 1.2e9)]
     machines = [HOST, {**HOST, "cpu": "Example 9001"}, *clocks]

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 import pytest
 
+from recipes.gpt import PRESET
 from scaling.__main__ import main
 from scaling.parity.certificate import describe_bounds
 from scaling.parity.certificate_file import read_certificate, write_certificate
@@ -25,6 +26,7 @@ from scaling.store.reader import Store, UnusedFile, load_store
 from tests.builders.certificates import RESULTS, make_certificate
 from tests.builders.records import CEILING, HOST, STEP_S, make_config, make_crashed, make_record
 from tests.builders.reports import cells, make_store, pages_of, render, results, text_of
+from tests.builders.sweeps import make_record_of
 from unitransformer.config import ParallelConfig, Precision, Recipe, to_dict
 from unitransformer.costs.flops import count_flops
 from unitransformer.measure.compile_ledger import CompileLedger
@@ -104,9 +106,44 @@ def test_recipes_are_named_in_one_order_and_a_changed_shape_is_marked() -> None:
     older = {"versions": {"python": "3.10"}}
     records = [make_record("vit"), make_record("bert"), make_record("gpt", **older)]
     assert "\n- BERT, ViT: python" in render(*records).split("## Versions")[1]
-    changed = make_record("gpt", command="python -m recipes.gpt --model.width 16")
-    assert cells(render(changed), "size") == ["tiny, its shape changed"]
     assert cells(render(make_record("gpt")), "size") == ["tiny"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "size"),
+    [
+        ({}, "reference"),
+        ({"dropout": 0.0}, "reference"),
+        ({"width": 60}, "reference, its shape changed"),
+    ],
+)
+def test_a_size_says_that_its_shape_was_changed_by_whatever_option(
+    changes: dict[str, Any], size: str
+) -> None:
+    model = replace(PRESET.model_config(), **changes)
+    config = replace(make_config(), size="reference", model=model)
+    command = "python -m recipes.gpt --config small.yaml --model.dropout 0 --data 'x --model.y/z'"
+    assert cells(render(make_record_of(config) | {"command": command}), "size") == [size]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--csv", "x", "--json", "x"],
+        ["--out", "R2.md", "--html", "../folder/../folder/R2.md"],
+        ["--html", "plots"],
+        ["--csv", "RESULTS-pages/runs.md"],
+        ["--out", "pages/runs.md", "--pages", "pages"],
+    ],
+)
+def test_no_output_of_a_report_overwrites_another(
+    options: list[str], runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [option.replace("folder", Path.cwd().name) for option in options]
+    before = sorted(Path().rglob("*"))
+    message = error_of(capsys, ["report", str(runs), *options])
+    assert "choose another path" in message
+    assert sorted(Path().rglob("*")) == before
 
 
 def test_a_baseline_that_was_not_beaten_is_reported() -> None:

@@ -13,6 +13,7 @@ from scaling.report.run_formatting import (
     flags,
     network,
     short_flags,
+    without_folder,
 )
 from tests.builders.records import make_config, make_record, make_run
 from tests.builders.sweeps import make_record_of
@@ -111,7 +112,21 @@ def test_the_flag_that_mfu_writes_is_shortened() -> None:
     assert short_flags([make_run(make_record(flags=[f"6n: {row.flag}"]))]) == ["6n 2.00 x ceiling"]
 
 
-@pytest.mark.parametrize("out", [" --out runs/a", " --out=runs/a", " --out 'my runs'", ""])
+@pytest.mark.parametrize(
+    "out", [" --out runs/a", " --out=runs/a", " --out 'my runs'", " --out 'it'\"'\"'s mine'", ""]
+)
 def test_a_command_is_shown_without_the_folder_of_its_record(out: str) -> None:
     run = make_run(make_record(command=f"python -m recipes.gpt{out} --seed 3"))
     assert command(run) == "python -m recipes.gpt --seed 3"
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        ("gpt --data 'x --out y'", "gpt --data 'x --out y'"),
+        ("parity --out x -- gpt --out y", "parity -- gpt --out y"),
+        ("gpt --data 'without an end", "gpt --data 'without an end"),
+    ],
+)
+def test_only_the_folder_of_the_record_is_left_out_of_a_command(typed: str, shown: str) -> None:
+    assert without_folder(typed) == shown

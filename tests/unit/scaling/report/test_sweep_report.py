@@ -452,7 +452,7 @@ def test_cells_of_two_machine_types_are_two_lines_with_a_note(tmp_path: Path) ->
         "hardware": [{**host, "cpu": "Another 1"} for host in first.record["hardware"]]
     }
     assert processors_of(moved) != processors_of(first.record)
-    assert conditions_of(moved) != conditions_of(first.record)
+    assert len(set(conditions_of([moved, first.record]))) == 2
     assert processors_of(without_threads(first.record)) == processors_of(first.record)
     other = replace(first, record=moved)
     assert len(pool([first, other])) == 2

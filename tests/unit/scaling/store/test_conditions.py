@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from scaling.store.conditions import differences
+from scaling.store.conditions import conditions_of, differences
 from unitransformer.record.schema import Record
 
 HOST = {"hostname": "a", "cpu": "Example 9000", "cpu_cores": 2, "device": "cpu", "threads": 2}
@@ -86,6 +86,23 @@ def test_small_clock_changes_are_equal_conditions_and_throttling_is_not() -> Non
     assert line == "sm_clock_hz differ: 1980 MHz (record 1); 480 to 1980 MHz (record 2)"
     (line,) = differences([at(1.98e9, 0.48e9), at(1.98e9, 0.48e9)])
     assert line == "sm_clock_hz differ among the ranks of every record: 480 to 1980 MHz"
+
+
+def test_a_hash_of_conditions_is_shared_exactly_where_nothing_differs() -> None:
+    def at(*clocks_hz: float, **changes: Any) -> Record:
+        ranks = [HOST | {"sm_clock_hz": clock} for clock in clocks_hz]
+        return make_record(hardware=ranks, **changes)
+
+    records = [
+        *(at(1.98e9), at(1.965e9), at(1.975e9, 1.97e9)),  # within the tolerance
+        *(at(1.2e9), at(1.21e9)),
+        *(at(1.98e9, versions={"torch": "2.14.0"}), make_record()),
+    ]
+    hashes = conditions_of(records)
+    assert [hashes.index(text) for text in hashes] == [0, 0, 0, 3, 3, 5, 6]
+    for one, text in zip(records, hashes, strict=True):
+        for other, other_text in zip(records, hashes, strict=True):
+            assert (text == other_text) == (differences([one, other]) == [])
 
 
 def test_records_are_counted_in_the_order_they_are_given() -> None:
