@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -202,7 +203,8 @@ def _split_unfinished(
 
 def relative_name(path: Path, folder: Path) -> str:
     """Returns the path from `folder` to `path`, links resolved, with slashes on every system."""
-    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+    # `Path.resolve` raises where links lead in a circle.
+    return Path(os.path.relpath(os.path.realpath(path), os.path.realpath(folder))).as_posix()
 
 
 def _find_files(
@@ -224,7 +226,8 @@ def _find_files(
             prefix = relative_name(Path(place), relative_to)  # once, not for each of thousands
             for name in files:
                 path = Path(place, name)
-                if path.is_symlink():
+                # A link that leads to no file has no name but its own.
+                if path.is_symlink() and os.path.isfile(path):
                     yield relative_name(path, relative_to), path
                 else:
                     yield name if prefix == "." else f"{prefix}/{name}", path
@@ -237,6 +240,8 @@ def _damaged(name: str, error: Exception) -> UnusedFile:
 
 def _load(path: Path, name: str, known: dict[bytes, Field], like: Record | None) -> _Loaded:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe or a device may never end
+            raise ValueError("not a regular file")
         return _interpret(*parse_json(path.read_bytes(), known), name, like)
     except (OSError, ValueError, OverflowError) as error:
         return _damaged(name, error)

@@ -1,5 +1,6 @@
 """Tests the store: which files are records, which are rejected and why, metrics of raw samples."""
 
+import errno
 import json
 import os
 from dataclasses import replace
@@ -245,6 +246,26 @@ def test_files_that_cannot_be_read_as_json_are_damaged(tmp_path: Path) -> None:
     store = load_store([tmp_path], relative_to=tmp_path)
     assert [kind for kind, _ in reasons(store).values()] == ["damaged"] * 5
     assert str(tmp_path) not in str(store)
+
+
+def test_links_to_nothing_and_files_that_are_none_are_left_out_by_their_own_names(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "runs"
+    write_record(make_record(), folder / "good.json")
+    os.symlink(tmp_path / "nowhere", folder / "dangling.json")
+    os.symlink(folder / "loop.json", folder / "loop.json")
+    os.symlink("/dev/zero", folder / "device.json")
+    os.mkfifo(folder / "pipe.json")
+    store = load_store([folder], relative_to=folder)
+    assert [run.name for run in store.runs] == ["good.json"]
+    missing = os.strerror(errno.ENOENT)
+    assert reasons(store) == {
+        "dangling.json": ("damaged", f"cannot be read: {missing}"),
+        "device.json": ("damaged", "not a regular file"),
+        "loop.json": ("damaged", f"cannot be read: {os.strerror(errno.ELOOP)}"),
+        "pipe.json": ("damaged", "not a regular file"),
+    }
 
 
 def test_a_missing_folder_or_a_file_is_refused(tmp_path: Path) -> None:
