@@ -7,7 +7,7 @@ Exit codes: 0 reproduced | 1 not reproduced | 3 inconclusive (2 is bad usage, as
 import contextlib
 import shlex
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,7 +29,6 @@ from unitransformer.launch.process_tree import count_oom_kills
 from unitransformer.launch.variables import RUN_FOLDER
 from unitransformer.record.checksums import read_json
 from unitransformer.record.schema import load_record
-from unitransformer.record.slurm_job import is_job
 from unitransformer.record.units import format_count
 
 # Options of a recipe, each with a value, that set output paths or the number of launches.
@@ -146,6 +145,8 @@ def load_original(path: Path) -> OriginalRun:
             limit_s=outcome.elapsed_s if outcome.status == "timeout" else DAY_S,
             memory_limit_bytes=outcome.memory_limit_bytes,
         )
+    elif not _is_run(values):
+        raise ValueError(f"{file} is not a run record; name a record, an {FILE} or a cell")
     else:
         record = load_record(file)
         original = OriginalRun(command=record["command"], status=record["status"], record=record)
@@ -165,7 +166,7 @@ def _file_of(path: Path) -> Path:
         return path
     if (path / FILE).exists():
         return path / FILE
-    files = [file for file in sorted(path.glob("*.json")) if not _is_job(file)]
+    files = [file for file in sorted(path.glob("*.json")) if _may_be_run(file)]
     if len(files) != 1:
         raise ValueError(
             f"{path} holds {format_count(len(files), 'possible record')}; name the record itself"
@@ -173,10 +174,15 @@ def _file_of(path: Path) -> Path:
     return files[0]
 
 
-def _is_job(file: Path) -> bool:
+def _may_be_run(file: Path) -> bool:
+    """Says whether a file is a run record, or damaged so that it may have been one."""
     with contextlib.suppress(OSError, ValueError):
-        return is_job(read_json(file))
-    return False
+        return file.is_file() and _is_run(read_json(file))
+    return True
+
+
+def _is_run(values: Any) -> bool:
+    return isinstance(values, Mapping) and "step_s" in values
 
 
 def read_command(command: str) -> tuple[Recipe, list[str]]:

@@ -1,5 +1,6 @@
 """Tests replays: when a run counts as reproduced, and a recipe that runs twice."""
 
+import os
 import random
 import shlex
 from collections.abc import Mapping, Sequence
@@ -295,10 +296,12 @@ def test_a_command_that_cannot_be_run_again_is_refused(command: str, message: st
         read_command(command)
 
 
-def test_the_file_of_a_slurm_job_beside_a_record_is_no_record(tmp_path: Path) -> None:
+def test_other_files_beside_a_record_are_no_records(tmp_path: Path) -> None:
     write_record(make_record(), tmp_path / "gpt-1.json")
     start = JobStart(restart=0, nodes="node1", started_at="2026-01-01T00:00:00+00:00")
     write_job(SlurmJob(job="7", name="7", record="gpt-1.json", starts=(start,)), tmp_path)
+    (tmp_path / "self-test.json").write_text('{"kind": "compare-self-test", "schema": 2}')
+    os.mkfifo(tmp_path / "pipe.json")
     assert load_original(tmp_path).record == load_record(tmp_path / "gpt-1.json")
     (tmp_path / "damaged.json").write_text("{")
     with pytest.raises(ValueError, match="holds 2 possible records; name the record itself"):
@@ -306,6 +309,11 @@ def test_the_file_of_a_slurm_job_beside_a_record_is_no_record(tmp_path: Path) ->
     (tmp_path / "gpt-1.json").unlink()
     with pytest.raises(ValueError, match=r"damaged\.json: "):
         load_original(tmp_path)
+    (tmp_path / "damaged.json").unlink()
+    with pytest.raises(ValueError, match="holds 0 possible records; name the record itself"):
+        load_original(tmp_path)
+    with pytest.raises(ValueError, match=r"self-test\.json is not a run record; name a record"):
+        load_original(tmp_path / "self-test.json")
 
 
 def test_a_path_that_is_not_a_cell_is_refused(tmp_path: Path) -> None:
