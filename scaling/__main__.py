@@ -146,12 +146,13 @@ def _compare(arguments: Sequence[str], typed: Sequence[str]) -> int:
         return run_compare(options)
 
 
-def _predict(arguments: Sequence[str], _: Sequence[str]) -> int:
+def _predict(arguments: Sequence[str], typed: Sequence[str]) -> int:
     from scaling.prediction.options import (
         build_predict_parser,
         check_validate,
         read_predict_options,
     )
+    from scaling.stored_command import stored_command
     from scaling.sweep.options import split_axes
 
     rest, axes = split_axes(arguments[1:], build_predict_parser())
@@ -161,7 +162,7 @@ def _predict(arguments: Sequence[str], _: Sequence[str]) -> int:
         from scaling.prediction.command import run_validate
 
         return run_validate(given.rows)
-    options = read_predict_options(given, axes)
+    options = read_predict_options(given, axes, stored_command(typed))
     from scaling.prediction.command import run_predict
 
     return run_predict(options)

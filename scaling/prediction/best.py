@@ -96,7 +96,22 @@ def tie_share(model: TimeModel) -> float:
 def cheapest(predictions: Sequence[Prediction]) -> Prediction | None:
     """Returns the prediction that fits with the fewest device-seconds per token or image."""
     fitting = [prediction for prediction in predictions if prediction.fits]
-    return max(fitting, key=lambda p: _rate(p) / p.config.parallel.world_size, default=None)
+    return max(fitting, key=_rate_per_device, default=None)
+
+
+def fastest_at_cost(predictions: Sequence[Prediction], least: Prediction, tie: float) -> Prediction:
+    """Returns the fastest that fits of those that cost as much as `least`, as far as is known.
+
+    Args:
+        tie: a lead below this share is none.
+    """
+    enough = _rate_per_device(least) / (1 + tie)
+    tied = [p for p in predictions if p.fits and _rate_per_device(p) > enough]
+    return max([least, *tied], key=_rate)
+
+
+def _rate_per_device(prediction: Prediction) -> float:
+    return _rate(prediction) / prediction.config.parallel.world_size
 
 
 def _rate(prediction: Prediction) -> float:

@@ -1,7 +1,9 @@
 """`python -m scaling predict`: prints predictions, the answer first."""
 
+import datetime
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +11,7 @@ from tabulate import tabulate
 
 from scaling.prediction.best import (
     cheapest,
+    fastest_at_cost,
     fastest_by_devices,
     largest_batch,
     runners_up,
@@ -117,16 +120,21 @@ def _write_plots(
         "chosen": chosen,
         "num_lines": len(curves),
     }
+    if options.html is not None:
+        title = f"Prediction: {text_of(shown[0]).partition(':')[0]}"
+        # A curve takes several numbers of devices, and something that fits.
+        is_drawn = bool(drawn) and len({p.config.parallel.world_size for p in predictions}) > 1
+        figure = draw(labelled, **what, kind="svg") if is_drawn else None
+        today = datetime.datetime.now(datetime.UTC).date()
+        origin = [f"$ {options.command}", f"unitransformer {version('unitransformer')}, {today}"]
+        # The heading and the answer come before the figure.
+        page = render_page(title, figure, [*shown, origin], before=2)
+        write_atomically(options.html, page)
+        print(f"page: {options.html}")
     if options.plot is not None:
         kind: Literal["png", "svg"] = "png" if options.plot.suffix == ".png" else "svg"
         write_atomically(options.plot, draw(labelled, **what, kind=kind))
         print(f"plot: {options.plot}")
-    if options.html is not None:
-        title = f"Prediction: {text_of(shown[0]).partition(':')[0]}"
-        figure = draw(labelled, **what, kind="svg")
-        page = render_page(title, figure, shown, before=2)  # the heading and the answer
-        write_atomically(options.html, page)
-        print(f"page: {options.html}")
 
 
 def run_validate(rows: Path | None) -> int:
@@ -213,7 +221,7 @@ def blocks(
     """
     common, varied = _axes(predictions)
     yield [heading(predictions, options, common)]
-    yield [*_answer(predictions, options, varied)]
+    yield [*_answer(predictions, options, varied, tie)]
     if choices := [*_choices(predictions, options, varied, tie)]:
         yield choices
     if not options.is_best:
@@ -253,7 +261,7 @@ def _axes(predictions: Sequence[Prediction]) -> tuple[list[str], list[str]]:
 
 
 def _answer(
-    predictions: Sequence[Prediction], options: PredictOptions, varied: Sequence[str]
+    predictions: Sequence[Prediction], options: PredictOptions, varied: Sequence[str], tie: float
 ) -> Iterator[str | Table]:
     best = fastest_by_devices(predictions)
     unit = UNIT[predictions[0].config.recipe]
@@ -271,7 +279,8 @@ def _answer(
             )
             empty = [""] * (header.index("limited by") - 1)
             empty[len(varied)] = f"{least.memory.total_bytes / GIB:.1f}"
-            rows.append([f"{devices:,}", *empty, "memory: nothing fits; the least is shown"])
+            row = [f"{devices:,}", *empty, "memory: nothing fits; the least is shown"]
+            rows.append(row + [""] * (len(header) - len(row)))
             continue
         row = _row(found, varied)
         if options.tokens is not None:
@@ -280,15 +289,20 @@ def _answer(
                 cost = found.cost(options.tokens, options.price_per_hour)
                 row.append(_interval(cost, found, ",.0f"))
         rows.append(row)
-    fitting = any(best.values())
-    yield "fastest that fits" if fitting else "nothing fits: the configuration that needs least"
+    fixes = [
+        _largest_batch(predictions, devices, varied) for devices, p in best.items() if p is None
+    ]
+    if len(fixes) < len(best):
+        yield "fastest that fits"
+    else:  # what would fit is then the answer
+        yield from fixes
+        yield "nothing fits: the configuration that needs least"
     yield Table(header=header, rows=rows)
-    for devices, found in best.items():
-        if found is None:
-            yield _largest_batch(predictions, devices, varied)
+    if len(fixes) < len(best):
+        yield from fixes
     if options.tokens is not None:
         yield ""
-        yield from _cheapest(predictions, options, varied)
+        yield from _cheapest(predictions, options, varied, tie)
 
 
 def _largest_batch(predictions: Sequence[Prediction], devices: int, varied: Sequence[str]) -> str:
@@ -370,14 +384,15 @@ def _batches(predictions: Sequence[Prediction]) -> str:
 
 
 def _cheapest(
-    predictions: Sequence[Prediction], options: PredictOptions, varied: Sequence[str]
+    predictions: Sequence[Prediction], options: PredictOptions, varied: Sequence[str], tie: float
 ) -> Iterator[str]:
     """Says which configuration needs the fewest device-hours, and what it gives up."""
-    chosen, tokens, price = cheapest(predictions), options.tokens, options.price_per_hour
+    least, tokens, price = cheapest(predictions), options.tokens, options.price_per_hour
     assert tokens is not None
-    if chosen is None:
+    if least is None:
         yield "cheapest: nothing fits"
         return
+    chosen = fastest_at_cost(predictions, least, tie)
     fastest = max(
         (p for p in predictions if p.fits), key=lambda p: p.units_per_s.value, default=chosen
     )
@@ -391,6 +406,13 @@ def _cheapest(
         else:
             text += f", {_interval(found.cost(tokens, price), found, ',.0f')} USD"
         yield text
+    if chosen is not least:
+        less = 1 - least.cost(tokens, 1.0).value / chosen.cost(tokens, 1.0).value
+        cost = f"{less:.0%} less" if less >= 0.005 else "as much"
+        yield (
+            f"{_describe(least, varied)} costs {cost}, which is a tie (below {tie:.0%}): the "
+            "fastest of those tied in cost is named"
+        )
     if chosen is fastest:
         yield "the cheapest gives up nothing: it is the fastest too"
         return

@@ -69,6 +69,7 @@ class PredictOptions:
     searched: tuple[str, ...] = ()  # options that `--best` varies, as they are not given
     plot: Path | None = None
     html: Path | None = None
+    command: str = ""  # as typed, for the page
 
 
 def build_predict_parser() -> Parser:
@@ -97,7 +98,11 @@ def build_predict_parser() -> Parser:
     add("--tokens", str | None, "tokens to train, such as 300e9 (images for vit)")
     add("--price-per-hour", float | None, "USD for a device and hour; by default of the hardware")
     add("--plot", Path | None, "draw speed, efficiency, memory and cost in this .svg or .png file")
-    add("--html", Path | None, "write a page with the plot and all tables to this file")
+    add(
+        "--html",
+        Path | None,
+        "write a page with all tables, and with the plot of several --devices",
+    )
     add("--rows", Path | None, "with --validate, other published runs, as in published/runs.csv")
     for flag, help_text in (
         ("--best", "search the fastest configuration that fits, and the cheapest for --tokens"),
@@ -107,7 +112,9 @@ def build_predict_parser() -> Parser:
     return parser
 
 
-def read_predict_options(given: Any, axes: Mapping[str, Sequence[str]]) -> PredictOptions:
+def read_predict_options(
+    given: Any, axes: Mapping[str, Sequence[str]], command: str = ""
+) -> PredictOptions:
     """Checks the parsed options; raises ValueError naming option, value and fix."""
     if given.recipe not in RECIPES:
         given_recipe = "missing" if given.recipe is None else given.recipe
@@ -148,6 +155,7 @@ def read_predict_options(given: Any, axes: Mapping[str, Sequence[str]]) -> Predi
         searched=searched,
         plot=given.plot,
         html=given.html,
+        command=command,
     )
 
 
@@ -172,9 +180,9 @@ def _check_plots(given: Any, devices: Sequence[int]) -> None:
         if path is None:
             continue
         check_writable(name, path, is_folder=False)
-        if len(devices) < 2:
+        if name == "plot" and len(devices) < 2:
             raise ValueError(
-                f"devices is {devices[0]}, and --{name} draws over several; give --devices 8,64,512"
+                f"devices is {devices[0]}, and --plot draws over several; give --devices 8,64,512"
             )
 
 

@@ -71,13 +71,13 @@ th, td {{ text-align: right; padding: .2em .6em; border-bottom: 1px solid #8886 
 """
 
 
-def render_page(title: str, svg: bytes, blocks: Sequence[Block], *, before: int) -> bytes:
-    """Returns a page with the blocks, and after so many of them the figure."""
-    figure = svg.decode()
+def render_page(title: str, svg: bytes | None, blocks: Sequence[Block], *, before: int) -> bytes:
+    """Returns a page with the blocks, and after so many of them the figure, if there is one."""
+    figure = "" if svg is None else svg.decode()[svg.decode().index("<svg") :]
     shown = [f"<section>\n{_html_of(block)}\n</section>" for block in blocks]
     return PAGE.format(
         title=html.escape(title),
-        figure=figure[figure.index("<svg") :],
+        figure=figure,
         before="\n".join(shown[:before]),
         after="\n".join(shown[before:]),
     ).encode()

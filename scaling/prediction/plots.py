@@ -86,7 +86,9 @@ def draw(
     from unitransformer.plots import band_panels, figure_bytes
 
     if not curves:
-        raise ValueError("nothing fits on a device, so there is nothing to draw; see the table")
+        raise ValueError(
+            "nothing fits on a device, so there is no plot; choose a batch or strategy that fits"
+        )
     first = next(iter(curves.values()))[0]
     config, hardware = first.config, first.hardware
     drawn = [p for curve in curves.values() for p in curve]

@@ -71,8 +71,10 @@ def render(provenance: Provenance = "fitted", **changes: object) -> str:
     return show(predictions, "\n\n", **changes)
 
 
-def show(predictions: list[Prediction], between: str = "\n", **changes: object) -> str:
-    return between.join(map(text_of, blocks(predictions, make_options(**changes), tie=0.1)))
+def show(
+    predictions: list[Prediction], between: str = "\n", *, tie: float = 0.1, **changes: object
+) -> str:
+    return between.join(map(text_of, blocks(predictions, make_options(**changes), tie=tie)))
 
 
 def test_rates_follow_from_the_step() -> None:
@@ -146,12 +148,23 @@ def test_the_output_says_how_much_measured_runs_improve_it(
 
 
 def test_the_cheapest_says_what_it_gives_up() -> None:
-    text = render(tokens=1e12, price_per_hour=3.0, is_best=True)
+    predictions = [make_prediction(config) for config in CONFIGS]
+    text = show(predictions, tie=0.05, tokens=1e12, price_per_hour=3.0, is_best=True)
     assert "cheapest for 1,000,000,000,000 tokens: 8 devices, strategy fsdp" in text
     assert "fastest for 1,000,000,000,000 tokens: 64 devices, strategy fsdp" in text
     # 64 devices are 8 / 1.1 times as fast, and 1.1 times as expensive.
     assert "the cheapest saves 9% of the price and takes 7.3 times as long" in text
     assert "every configuration" not in text
+
+
+def test_of_those_tied_in_cost_the_fastest_is_named_as_the_cheapest() -> None:
+    predictions = [make_prediction(config) for config in CONFIGS]
+    text = show(predictions, tie=0.11, tokens=1e12, price_per_hour=3.0, is_best=True)
+    assert "cheapest for 1,000,000,000,000 tokens: 64 devices, strategy fsdp" in text
+    assert (
+        "8 devices, strategy fsdp, batch 1 costs 9% less, which is a tie (below 11%): the fastest "
+        "of those tied in cost is named\nthe cheapest gives up nothing: it is the fastest too"
+    ) in text
 
 
 def test_where_nothing_fits_the_least_need_and_the_largest_batch_are_printed() -> None:
@@ -162,10 +175,10 @@ def test_where_nothing_fits_the_least_need_and_the_largest_batch_are_printed() -
     assert "0 of 4 configurations fit" in text
     assert "nothing fits: the configuration that needs least" in text
     assert "fastest that fits" not in text
+    assert text.index("is the largest that fits") < text.index("nothing fits: ")  # the answer first
     smallest = min(p.memory.total_bytes for p in full if p.config.parallel.world_size == 8)
-    row = next(line for line in text.splitlines() if line.split()[:1] == ["8"])
-    assert row.split(maxsplit=2)[1] == f"{smallest / 2**30:.1f}"
-    assert row.endswith("memory: nothing fits; the least is shown")
+    row = next(line for line in text.splitlines() if "nothing fits; the least is shown" in line)
+    assert row.split()[:2] == ["8", f"{smallest / 2**30:.1f}"]
     (batch,) = re.findall(
         r"^8 devices: batch (\d+) is the largest that fits, with fsdp", text, re.M
     )

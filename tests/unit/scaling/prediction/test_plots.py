@@ -99,7 +99,21 @@ def test_files_are_whole_and_the_page_loads_nothing(
     assert text.index("fastest that fits") < text.index("<th>devices</th>") < text.index("<svg")
     assert text.index("<svg") < text.index("every configuration")
     assert "<pre" not in text
+    assert f"<p>$ python -m scaling {line} --batch-size 1 --size 124m</p>" in text
+    assert re.search(r"<p>unitransformer \d\S+, \d{4}-\d\d-\d\d</p>", text)
     assert not re.search(r"<(script|img|link)|(?<!:)\b(src|href)=\"(?!#)", text)
+
+
+@pytest.mark.parametrize("given", ["--size 124m --batch-size 1", "--size 13b --strategy ddp"])
+def test_the_page_has_no_plot_of_one_number_of_devices_or_where_nothing_fits(
+    given: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.html"
+    line = f"predict --recipe gpt --hardware h100-sxm-8 --devices 8 --html {page} {given}"
+    assert main(line.split()) == 0
+    text = page.read_text()
+    assert "every configuration" in text
+    assert "<svg" not in text
 
 
 @pytest.mark.parametrize(
