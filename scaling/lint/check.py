@@ -23,7 +23,7 @@ from scaling.parity import certificate as certificates
 from scaling.peers import record as comparisons
 from scaling.report import staleness
 from scaling.report.options import ReportOptions, build_report_parser, read_report_options
-from scaling.report.results_md import ABOUT_PAGE, draw_plots, render_pages
+from scaling.report.results_md import ABOUT_PAGE, HEADING, draw_plots, render_pages
 from scaling.report.rows import rows
 from scaling.report.run_formatting import TITLES
 from scaling.report.store_analysis import StoreAnalysis, page_name, sweep_names
@@ -75,10 +75,14 @@ def lint(path: Path, *, code: Path | None = None) -> Findings:
         code: checkout whose HEAD the records are compared with; default: that of this code.
 
     Raises:
-        ValueError: not a file, or not text.
+        ValueError: not a file, not text, or not a report.
         OSError: it cannot be read.
     """
-    command, previous = staleness.read_state(_read(path)) or (None, staleness.NOT_COMPARED)
+    text = _read(path)
+    state = staleness.read_state(text)
+    if state is None and not text.startswith(HEADING):
+        raise ValueError(f"{path} is no report; give one that `{shlex.join(COMMAND)} DIR` wrote")
+    command, previous = state or (None, staleness.NOT_COMPARED)
     typed = shlex.split(command or "")
     try:
         options = _options_in(typed, path)

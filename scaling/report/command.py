@@ -56,7 +56,10 @@ def _write(options: ReportOptions) -> None:
     used = (store.runs, store.certificates, store.comparisons, store.self_tests, store.cells)
     if not any(used):
         folders = " and ".join(map(str, options.folders))
-        raise ValueError(f"{folders}: no run record below; {_left_out(store)}")
+        raise ValueError(
+            f"{folders}: no run record below; {_left_out(store)}; give a folder that holds run "
+            "records, such as runs, or train one first: python -m recipes.gpt"
+        )
     read: list[Any] = [*itertools.chain(*used), *store.left_out]
     names = {*store.own_files, *store.jobs, *(file.name for file in read)}
     for option in ("html", "csv", "json"):

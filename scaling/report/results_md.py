@@ -41,6 +41,7 @@ from scaling.store.reader import Store
 from unitransformer.config import Recipe
 from unitransformer.record.units import format_count
 
+HEADING = "# Results"
 LOG_LINES = 12
 LONGEST_SUMMARY = 80  # lines of a parameter summary that RESULTS.md holds
 SHOWN_PLOTS = ("speed-by-devices", "speed-by-batch")  # in RESULTS.md; the pages have all
@@ -108,7 +109,7 @@ def render_pages(analysis: StoreAnalysis, options: ReportOptions) -> dict[PurePo
     ]
     more += [f"- {escaped(reason)}." for reason in analysis.predictions[1]]
     main = [
-        "# Results",
+        HEADING,
         _opening(store, links),
         *note("Sweeps that are not complete.", _incomplete(analysis)),
         *_answers(analysis),

@@ -5,11 +5,12 @@ A figure that is missing has its reason instead.
 
 import functools
 import importlib
+import math
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from statistics import median
+from statistics import NormalDist, median
 from typing import Any
 
 from scaling.analysis.efficiency import Estimate, MeasuredPoint
@@ -114,10 +115,40 @@ def baseline(run: Run) -> tuple[str, str]:
     elif baseline["accuracy"] is not None:
         ahead, unit = 100 * (validation["value"] - baseline["accuracy"]), "percentage points"
         value = f"{name}, {baseline['accuracy']:.2%}"
+        doubt = _doubt(run, validation["value"], baseline["accuracy"])
+        if doubt is not None:
+            return value, doubt
     else:
         return f"{name}, whose value is not recorded", unknown
     is_beaten = f"yes, by {ahead:.2f} {unit}" if ahead > 0 else f"**no**, {-ahead:.2f} {unit} short"
     return value, is_beaten
+
+
+def _doubt(run: Run, accuracy: float, baseline: float) -> str | None:
+    """Says that so few images cannot tell an accuracy from the baseline; None if they can.
+
+    Each image is an independent trial; the masked tokens of a text are not.
+    """
+    if run.config.recipe != "vit":
+        return None
+    config = run.config
+    # The data may have fewer, which is not recorded.
+    most = config.batch_size * config.parallel.world_size * config.validation_batches
+    low, high = binomial_interval(accuracy, most)
+    if not low <= baseline <= high:
+        return None
+    return (
+        f"**not distinguishable**: the 95 % interval of the accuracy on at most {most:,} images is "
+        f"{low:.0%} to {high:.0%}"
+    )
+
+
+def binomial_interval(share: float, trials: int) -> tuple[float, float]:
+    """Returns Wilson's 95 % interval of a probability from its share of so many trials."""
+    z = NormalDist().inv_cdf(0.975)
+    middle = share + z**2 / (2 * trials)
+    half = z * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
+    return (middle - half) / (1 + z**2 / trials), (middle + half) / (1 + z**2 / trials)
 
 
 def baseline_name(baseline: Mapping[str, Any]) -> str:

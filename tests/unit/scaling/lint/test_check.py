@@ -160,6 +160,9 @@ def test_a_report_without_its_command_or_its_records_is_an_error(report: Path) -
     assert "does not end with its `python -m scaling report DIR`" in what
     with pytest.raises(ValueError, match="is not a file; give a report"):
         lint(report.parent / "nothing.md")
+    (report.parent / "README.md").write_text("# Another page\n")
+    with pytest.raises(ValueError, match=r"README\.md is no report; give one that `python -m"):
+        lint(report.parent / "README.md")
 
 
 def test_damaged_files_are_warnings(report: Path) -> None:

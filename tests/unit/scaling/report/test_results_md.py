@@ -20,6 +20,7 @@ from scaling.parity.certificate_file import read_certificate, write_certificate
 from scaling.report.html.page import render_html
 from scaling.report.results_md import draw_plots
 from scaling.report.rows import rows, to_csv, to_json
+from scaling.report.run_formatting import binomial_interval
 from scaling.report.sections.runs import draw_architecture
 from scaling.report.store_analysis import StoreAnalysis
 from scaling.store.reader import Store, UnusedFile, load_store
@@ -150,6 +151,21 @@ def test_a_baseline_that_was_not_beaten_is_reported() -> None:
     record = make_record()
     record["validation"]["baseline"]["loss"] = 1.25
     assert cells(render(record), "baseline beaten") == ["**no**, 0.75 nats short"]
+
+
+def test_an_accuracy_on_few_images_beats_a_baseline_only_outside_of_its_interval() -> None:
+    low, high = binomial_interval(0.5, 100)  # Wilson: 0.4038 to 0.5962
+    assert (round(low, 4), round(high, 4)) == (0.4038, 0.5962)
+    record = make_record("vit")  # 12 validation batches of 2 images, on one device
+    record["validation"]["value"] = 17 / 48
+    record["validation"]["baseline"]["accuracy"] = 14 / 48
+    (cell,) = cells(render(record), "baseline beaten")
+    assert cell.startswith(
+        "**not distinguishable**: the 95 % interval of the accuracy on at most 24"
+    )
+    record["validation"]["value"] = 0.9
+    (cell,) = cells(render(record), "baseline beaten")
+    assert cell == "yes, by 60.83 percentage points"
 
 
 def test_conditions_that_differ_name_their_recipes() -> None:
@@ -714,7 +730,7 @@ def test_damaged_records_do_not_stop_the_command(
         (["report", "my runs", "--out", "my runs/gpt-ok.json/x/y.md"], "gpt-ok.json is a file"),
         (["report", "my runs", "--plots", "my runs/gpt-ok.json"], "plots my runs/gpt-ok.json is a"),
         (["report", "my runs", "--pages", "my runs/gpt-ok.json"], "pages my runs/gpt-ok.json is a"),
-        (["report", "empty"], "empty: no run record below; no file left out"),
+        (["report", "empty"], "empty: no run record below; no file left out; give a folder that"),
         (["report", "foreign"], "foreign: no run record below; 2 files left out (1 damaged, 1 for"),
     ],
 )
