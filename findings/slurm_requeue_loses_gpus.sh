@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SLURM 22.05.8 (Debian 12): a job that is requeued while one of its nodes does not answer starts again as soon as that
 # node is declared down, but without its GPUs. The controller still has the request, and refuses every step of srun.
-# Whoever handles a dead node by `scontrol requeue` in the batch script meets this every time.
+# A batch script that handles a dead node by `scontrol requeue` meets this every time.
 # Expected: the GPUs of the request, as in the first start.
 # Seen:
 #   slurm-wlm 22.05.8

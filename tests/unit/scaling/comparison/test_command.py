@@ -45,7 +45,7 @@ def test_what_was_compared_is_printed() -> None:
     assert lines["finds"].startswith("finds       slowdowns from ")
 
 
-def test_builds_for_other_devices_are_told() -> None:
+def test_builds_for_other_devices_are_printed() -> None:
     starts = [make_start(20, builds=("CPU", "CUDA 13.0")) for _ in range(4)]
     lines = rendered(starts)
     assert lines["builds"] == (
