@@ -87,8 +87,8 @@ def submit(job: Job, script: str, rows: Sequence[PartitionRow]) -> str:
 def run_sbatch(options: Sequence[str], script: str) -> str:
     """Returns what sbatch prints.
 
-    Raises Refusal if SLURM refuses the job, ValueError if it is not installed, RuntimeError if its
-    controller does not answer.
+    Raises Refusal if SLURM refuses the job, ValueError if it is not installed or not configured,
+    RuntimeError if its controller does not answer.
     """
     # Inside a job, sbatch would take that job's variables for options of the new one.
     variables = {
@@ -111,6 +111,11 @@ def run_sbatch(options: Sequence[str], script: str) -> str:
         ) from None
     if sbatch.returncode:
         error = scheduler.error_of(sbatch)
+        if scheduler.UNCONFIGURED.search(sbatch.stderr):
+            raise ValueError(
+                f"SLURM is not configured here ({error}); submit on a node that is part of a "
+                "cluster, or add --dry-run"
+            )
         if scheduler.BUSY.search(sbatch.stderr):
             state = "the job was not submitted: try again when `scontrol ping` says UP"
             if "timed out" in error and "--test-only" not in options:  # the answer may be late

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 
 TIMEOUT_S = 30.0
 TRIES, PAUSE_S = 4, 3.0
+UNCONFIGURED = re.compile("configuration (source|file)", re.IGNORECASE)
 BUSY = re.compile(r"Socket timed out|Unable to contact|Resource temporarily", re.IGNORECASE)
 DEFAULT_ARRAY_TASKS = 1001  # MaxArraySize, unless a site sets another
 # States of a job that a user cancelled or SLURM requeued, while its batch script still runs.

@@ -10,6 +10,7 @@ import json
 import os
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
@@ -23,6 +24,7 @@ from unitransformer.record.units import format_count
 RECIPES: tuple[Recipe, ...] = get_args(Recipe)
 STUDIES = Path(__file__).parents[1] / "studies"  # built-in ones
 FIELDS = ("recipe", "axes", "zip", "exclude", "options", "repeats")
+MOST_REPEATS = 1000
 AxisValues = tuple[str, ...]
 
 
@@ -42,8 +44,8 @@ class Cell:
     @property
     def num_nodes(self) -> int:
         """The nodes that its options give; 1 if they give none that can be read."""
-        text = self.options.get("num-nodes", "1")
-        return int(text) if text.isdecimal() else 1
+        meaning = _meaning(self.options.get("num-nodes", "1"))
+        return meaning if isinstance(meaning, int) else 1
 
     @property
     def arguments(self) -> list[str]:
@@ -80,8 +82,8 @@ class Study:
     def __post_init__(self) -> None:
         if not self.recipes:
             raise ValueError(f"recipe is empty; give some of {', '.join(RECIPES)}")
-        if self.repeats < 1:
-            raise ValueError(f"repeats is {self.repeats}; it must be at least 1")
+        if not 1 <= self.repeats <= MOST_REPEATS:
+            raise ValueError(f"repeats is {self.repeats}; it must be 1 to {MOST_REPEATS}")
         for recipe in self.recipes:
             self._check(recipe)
         if not self.cells():
@@ -94,7 +96,7 @@ class Study:
                 raise ValueError(f"{name} is decided by the sweep for each cell; leave it out")
             if not values:
                 raise ValueError(f"axis {name} is empty; give at least one value")
-            if len(set(values)) < len(values):
+            if len(set(map(_meaning, values))) < len(values):
                 raise ValueError(f"axis {name} is {','.join(values)}; give each value once")
         seen: set[str] = set()
         for group in self.zipped:
@@ -225,6 +227,15 @@ def read_study(values: Any, *, is_narrowed: bool = False) -> Study:
                 if value not in known:
                     raise ValueError(f"exclude.{name} holds {value}; {suggest(value, known)}")
     return study
+
+
+def _meaning(value: str) -> int | float | str:
+    """Returns the number that an option would read, so that 8, 8.0 and 0x8 are one value."""
+    with suppress(ValueError):
+        return read_integer(value)
+    with suppress(ValueError):
+        return float(value)
+    return value
 
 
 def axis_name(text: str) -> str:

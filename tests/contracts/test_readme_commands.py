@@ -119,6 +119,10 @@ def check_options(arguments: Sequence[str]) -> None:
             call("slurm.submit", ["--dry-run", *asked])
         case ["python", "-m", "slurm.status", _]:
             pass
+        case ["python", "-m", "tests.benchmarks.rehearsals", recipe, size, strategy, ranks]:
+            for number in ranks.split(","):
+                assert int(number) > 0
+            check_recipe(recipe, ["--size", size, "--strategy", strategy])
         case ["sbatch", *options]:
             check_sbatch(options)
         case ["make", target]:
