@@ -200,7 +200,7 @@ def _opening(store: Store, links: Mapping[str, str]) -> str:
         parts.append(f"{count} with other implementations")
     if store.self_tests:
         parts.append(f"{format_count(len(store.self_tests), 'self-test')} of regression checks")
-    where = f", measured on {measured_on(runs)}" if runs else ""
+    where = f", measured on {escaped(measured_on(runs))}" if runs else ""
     listed = " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
     return f"{listed}{where}. Details: {', '.join(links.values())}."
 

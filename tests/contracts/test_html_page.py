@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -93,6 +94,17 @@ def test_equal_stores_give_equal_bytes_and_every_text_is_escaped() -> None:
     (policy,) = [str(own["content"]) for _, own in tags if "http-equiv" in own]
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     assert "unsafe" not in policy.split("; ")[1]
+
+
+def test_the_first_screen_names_the_machine_and_the_fastest_configurations() -> None:
+    cells = [make_cell(number, "single", 1, batch_size) for number, batch_size in enumerate((2, 8))]
+    page = render_html(StoreAnalysis(store_of(cells)), title="Runs")
+    head = page[page.index("<header>") : page.index("</header>")]
+    assert re.search(r"Measured on .+; torch .+; commit .+; ", head)
+    (line,) = re.findall("<li>(.*?)</li>", head)
+    assert re.fullmatch(
+        r"GPT, .+ parameters \(.+\), 1 device: single, .+ per device, .+ tokens/s.*", line
+    )
 
 
 def test_a_page_without_rows_is_valid() -> None:

@@ -18,6 +18,8 @@ from typing import Any, get_args
 from scaling.report.plots import COLORS, batch_of, interval_of, product
 from scaling.report.rows import NAMES, Entry, entries
 from scaling.report.run_formatting import TITLES, without_paths
+from scaling.report.sections.answer import MOST_ROWS, find_answers, summary
+from scaling.report.sections.conditions import measured_on
 from scaling.report.store_analysis import StoreAnalysis
 from scaling.report.table_notes import distinguishing, setting_name
 from scaling.store.reader import Store
@@ -55,6 +57,8 @@ def render_html(analysis: StoreAnalysis, *, title: str) -> str:
         "policy": html.escape(_policy([plotly, script])),
         "style": _part("page.css"),
         "opening": f"{format_count(len(shown), 'run')}: {counts}." if shown else "No runs.",
+        "measured_on": html.escape(_measured_on(analysis)),
+        "fastest": _fastest(analysis),
         "left_out": _left_out(analysis.store),
         "rows": _json(_table(shown, settings, analysis)),
         "details": _json(_details(shown, settings)),
@@ -83,6 +87,22 @@ def _json(values: Any) -> str:
     """Writes JSON that an HTML parser cannot take for a tag."""
     text = json.dumps(values, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c")
+
+
+def _measured_on(analysis: StoreAnalysis) -> str:
+    runs = analysis.store.successful_runs
+    return f"Measured on {measured_on(runs)}." if runs else ""
+
+
+def _fastest(analysis: StoreAnalysis) -> str:
+    """Lists the fastest configuration of each model and number of devices, as RESULTS.md does."""
+    certificates = analysis.store.certificates
+    lines = [
+        f"<li>{html.escape(f'{TITLES[recipe]}, {summary(answer)}')}</li>"
+        for recipe, points in analysis.points.items()
+        for answer in find_answers(points, certificates, analysis.count_others)[:MOST_ROWS]
+    ]
+    return f"<h2>Fastest configuration</h2><ul>{''.join(lines)}</ul>" if lines else ""
 
 
 def _left_out(store: Store) -> str:

@@ -94,6 +94,16 @@ def answer_blocks(answers: Sequence[Answer], curves: Sequence[Curve]) -> list[st
     ]
 
 
+def summary(answer: Answer) -> str:
+    """Returns the fastest configuration and its speed in a line of plain text."""
+    place = f"{run_formatting.shape(answer.model)}, {format_count(answer.devices, 'device')}"
+    if not answer.ranked:
+        return f"{place}: none has proven loss parity"
+    fastest = answer.ranked[0].point
+    speed = run_formatting.pooled_speed(fastest)
+    return f"{place}: {configuration(fastest.config)}, {speed}"
+
+
 def _model(answer: Answer) -> dict[str, str]:
     return {
         "model": run_formatting.shape(answer.model),

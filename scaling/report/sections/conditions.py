@@ -37,7 +37,7 @@ def conditions_page(store: Store) -> list[str]:
 
 
 def measured_on(runs: Sequence[Run]) -> str:
-    """Returns processors, devices, torch versions, commits and days, each once."""
+    """Returns processors, devices, torch versions, commits and days, each once, as plain text."""
     machines: dict[str, None] = {}
     for host in (host for run in runs for host in run.record["hardware"]):
         parts = [] if host["device"] == "cpu" else [host["device"]]
@@ -49,8 +49,7 @@ def measured_on(runs: Sequence[Run]) -> str:
     commits = _few(str(run.record["code"]["commit"])[:SHORT] for run in runs)
     days = sorted({str(run.record.get("started_at"))[:10] for run in runs})
     when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-    about = f"{'; '.join(machines)}; torch {torch}; commit {commits}; {when}"
-    return escaped(about)
+    return f"{'; '.join(machines)}; torch {torch}; commit {commits}; {when}"
 
 
 def _few(values: Iterable[str]) -> str:
