@@ -52,6 +52,9 @@ def run_sweep(options: SweepOptions, arguments: Sequence[str]) -> int:
     if options.limits.memory_limit_bytes is not None and not can_measure_memory():
         raise ValueError("memory-limit needs /proc, which this system does not have; leave it out")
     if options.is_list and not options.is_dry:
+        with open_planner() as planner:  # refuses what is no option or value of a recipe
+            for cell in distinct_cells(options.study):
+                planner.task(cell, repeat=1, is_here=False)
         tasks = left_tasks(options) if options.lists_left else _unresolved_tasks(options)
         print("".join(f"{task.cell.command}\n" for task in tasks), end="")
         return 0

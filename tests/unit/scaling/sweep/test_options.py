@@ -99,6 +99,8 @@ def test_memory_sizes_are_parsed_with_units() -> None:
         (["quick", "--price-per-hour", "nan"], "price-per-hour is 'nan'; it must be a number"),
         (["quick", "--price-per-hour", "3"], "price-per-hour is 3, and only a plan has costs"),
         (["quick", "--list", "--left", "--dry-run"], "dry-run plans every cell; leave one out"),
+        (["--recipe", "gpt", "--precison", "bf16", "--list"], "did you mean --precision?"),
+        (["--recipe", "gpt", "--precision", "bf16", "--list"], "precision"),
         (["quick", "--seed"], "--seed has no value"),
         (["quick", "--seed", "1", "--seed", "2"], "--seed is given twice"),
         (["quick", "--seed", "1,1"], "axis seed is 1,1; give each value once"),
