@@ -134,6 +134,8 @@ def _doubt(run: Run, accuracy: float, baseline: float) -> str | None:
     config = run.config
     # The data may have fewer, which is not recorded.
     most = config.batch_size * config.parallel.world_size * config.validation_batches
+    if not 0 <= accuracy <= 1 or most < 1:  # lint names such a value
+        return None
     low, high = binomial_interval(accuracy, most)
     if not low <= baseline <= high:
         return None

@@ -106,7 +106,7 @@ def test_two_ranks_train_the_same_model_as_one(
     assert_same(record, alone(recipe))
 
 
-@pytest.mark.parametrize("strategy", map(unless_like_others, STRATEGIES))
+@pytest.mark.parametrize("strategy", [unless_like_others(name) for name in STRATEGIES])
 def test_micro_batches_accumulate_a_gradient_that_is_clipped_by_its_norm_over_all_ranks(
     strategy: str, alone: Any, tmp_path: Path
 ) -> None:
@@ -183,7 +183,7 @@ def test_bf16_losses_stay_near_those_of_float32(
 
 @pytest.mark.parametrize(
     "strategy",
-    map(unless_like_others, ("single", "ddp", "fsdp1", "zero1", "zero2", "zero3")),
+    [unless_like_others(s) for s in ("single", "ddp", "fsdp1", "zero1", "zero2", "zero3")],
 )
 def test_float16_losses_stay_nearer_to_float32_and_skip_no_step(
     strategy: str, alone: Any, tmp_path: Path
