@@ -166,9 +166,9 @@ def wait_for_sweep(process: "subprocess.Popen[bytes]", caught: Sequence[int]) ->
 
 
 def why_no_steps(allocation: Allocation, errors: Path) -> str | None:
-    """Returns why the job cannot start any rank; None if it has, or starts a trivial step now.
+    """Returns SLURM's reason if the job has started no rank and starts no trivial step either.
 
-    Then its allocation is at fault. SLURM 22.05 forgets the GPUs of a job that was requeued while
+    A reason means that the allocation is at fault, not the ranks. SLURM 22.05 forgets the GPUs of a job that was requeued while
     one of its nodes was dead (findings/slurm_requeue_loses_gpus.sh).
     """
     if (errors / STEP).exists():
