@@ -168,8 +168,8 @@ def wait_for_sweep(process: "subprocess.Popen[bytes]", caught: Sequence[int]) ->
 def why_no_steps(allocation: Allocation, errors: Path) -> str | None:
     """Returns SLURM's reason if the job has started no rank and starts no trivial step either.
 
-    A reason means that the allocation is at fault, not the ranks. SLURM 22.05 forgets the GPUs of a job that was requeued while
-    one of its nodes was dead (findings/slurm_requeue_loses_gpus.sh).
+    A reason means that the allocation is at fault, not the ranks. SLURM 22.05 forgets the GPUs of a
+    job that was requeued while one of its nodes was dead (findings/slurm_requeue_loses_gpus.sh).
     """
     if (errors / STEP).exists():
         return None
