@@ -27,6 +27,26 @@ install() {
   "$python" -m pip install --quiet --quiet --disable-pip-version-check --no-compile --retries 1 "$@"
 }
 
+# install_deepspeed NAME==VERSION...: installs packages and DeepSpeed, which is built against the torch that is there.
+install_deepspeed() {
+  others=()
+  for package; do
+    case $package in deepspeed==*) deepspeed=$package ;; *) others+=("$package") ;; esac
+  done
+  install setuptools==80.9.0 wheel==0.45.1 "${others[@]}"
+  "$python" -m pip install --quiet --quiet --disable-pip-version-check --no-compile --no-build-isolation "$deepspeed"
+}
+
+# run_deepspeed FILE ARGUMENT...: runs a script as the only rank; shows what it prints, but not DeepSpeed's own log.
+run_deepspeed() {
+  if ! MASTER_ADDR=127.0.0.1 MASTER_PORT=$(free_port) RANK=0 LOCAL_RANK=0 WORLD_SIZE=1 \
+    timeout 120 "$python" "$@" >printed.txt 2>errors.txt; then
+    tail -n 3 printed.txt errors.txt
+    return 1
+  fi
+  grep -v '^\[' printed.txt
+}
+
 # start_slurm [NODE...]: starts a controller, and nodes of these names with a GPU each on this machine; without
 # names there are two imaginary nodes. The end of the script stops all.
 start_slurm() {
