@@ -3,7 +3,8 @@
 # on the epoch's first batch once more, as a batch with the number 4 of an epoch of 4 batches. All later batches come
 # one step late. Up to a number of epochs it resumes as expected. https://github.com/Lightning-AI/pytorch-lightning/issues/19617
 # Expected: the batches of the run that was not interrupted.
-# Seen (epoch, number of the batch, value in the batch):
+# Seen:
+#   (epoch, number of the batch, value in the batch)
 #   uninterrupted, from step 5: [(1, 0, 10), (1, 1, 11), (1, 2, 12), (1, 3, 13)]
 #   resumed with max_epochs=2:  [(1, 0, 10), (1, 1, 11), (1, 2, 12), (1, 3, 13)]
 #   resumed with max_steps=8:   [(0, 4, 10), (1, 0, 10), (1, 1, 11), (1, 2, 12)]
@@ -43,6 +44,7 @@ def seen(checkpoint=None, **limit):
 whole = seen(max_steps=8)[4:]
 epochs = seen("kept/epoch=0.ckpt", max_epochs=2)
 steps = seen("kept/epoch=0.ckpt", max_steps=8)
+print("(epoch, number of the batch, value in the batch)")
 print("uninterrupted, from step 5:", whole)
 print("resumed with max_epochs=2: ", epochs)
 print("resumed with max_steps=8:  ", steps)
