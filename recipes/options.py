@@ -204,6 +204,11 @@ def parse(preset: Preset, arguments: Sequence[str]) -> ParsedCommand:
             f"hardware is {options.hardware}, but a run uses this machine; add --dry-run"
         )
     if options.dropout is not None:
+        if model.get("dropout", options.dropout) != options.dropout:
+            raise ValueError(
+                f"dropout is {options.dropout} and model.dropout is {model['dropout']}; both mean "
+                "the same: leave one out"
+            )
         model["dropout"] = options.dropout
     return ParsedCommand(preset=preset, options=options, model=model, optimizer=optimizer)
 

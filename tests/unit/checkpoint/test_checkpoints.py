@@ -1,5 +1,6 @@
 """Checkpoint folders are listed, pruned, written from a copy, and read without executing code."""
 
+import errno
 import json
 import os
 import re
@@ -247,6 +248,19 @@ def test_a_full_node_local_disk_is_skipped_with_a_warning(
     with pytest.warns(UserWarning, match=r"cannot stage checkpoints on .*File exists.*directly"):
         path = write(tmp_path / "checkpoints", 1, {"w": torch.ones(3)})
     assert torch.equal(read(path)["w"], torch.ones(3))
+
+
+def test_a_full_shared_folder_is_not_blamed_on_the_node_local_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    def fail(_: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+
+    monkeypatch.setenv(LOCAL_DISK, str(tmp_path / "disk"))
+    monkeypatch.setattr(writer, "_copy_to_shared", fail)
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/checkpoints"):
+        write(tmp_path / "checkpoints", 1, {"w": torch.ones(3)})
+    assert not [warning for warning in recwarn if "cannot stage" in str(warning.message)]
 
 
 def test_an_overflowed_gradient_norm_is_recorded_as_none(tmp_path: Path) -> None:
