@@ -294,7 +294,7 @@ def _fraction(name: str, value: str | float | None) -> float | None:
         return float(number) / (100 if percent else 1)
     except ValueError:
         raise ValueError(
-            f"{name} is {value!r}; it must be a fraction, for example 1% or 0.01"
+            f"{name.replace('_', '-')} is {value!r}; it must be a fraction, for example 1% or 0.01"
         ) from None
 
 

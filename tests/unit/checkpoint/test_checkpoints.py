@@ -417,7 +417,7 @@ def test_nothing_is_saved_before_the_first_gradient_that_did_not_overflow(saver:
 def test_a_nan_loss_is_not_checkpointed(saver: Saver) -> None:
     saver.step()
     with pytest.raises(
-        FloatingPointError, match=r"nan at step 2; lower optimizer\.learning_rate and"
+        FloatingPointError, match=r"nan at step 2; lower optimizer\.learning-rate and"
     ):
         saver.step(float("nan"))
     assert [path.name for path in saver.folder.iterdir()] == ["step-00000001"]
