@@ -204,6 +204,11 @@ def parse(preset: Preset, arguments: Sequence[str]) -> ParsedCommand:
             f"hardware is {options.hardware}, but a run uses this machine; add --dry-run"
         )
     if options.dropout is not None:
+        if model.get("dropout", options.dropout) != options.dropout:
+            raise ValueError(
+                f"dropout is {options.dropout} and model.dropout is {model['dropout']}; both mean "
+                "the same: leave one out"
+            )
         model["dropout"] = options.dropout
     return ParsedCommand(preset=preset, options=options, model=model, optimizer=optimizer)
 
@@ -289,7 +294,7 @@ def _fraction(name: str, value: str | float | None) -> float | None:
         return float(number) / (100 if percent else 1)
     except ValueError:
         raise ValueError(
-            f"{name} is {value!r}; it must be a fraction, for example 1% or 0.01"
+            f"{name.replace('_', '-')} is {value!r}; it must be a fraction, for example 1% or 0.01"
         ) from None
 
 

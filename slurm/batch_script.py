@@ -90,6 +90,11 @@ class Job:
             value = getattr(self, name)
             if value is not None and not pattern.fullmatch(value):
                 raise ValueError(f"{name.replace('_', '-')} is {value!r}; give {fix}")
+        for first, last in re.findall(r"(\d+)-(\d+)", self.array or ""):
+            if int(first) > int(last):
+                raise ValueError(
+                    f"array is {self.array!r}; {first}-{last} holds no task, give {last}-{first}"
+                )
         for argument in self.arguments:
             if re.search(rf"[\0{NOT_UTF_8}]", argument):
                 raise ValueError(f"{argument!r} holds a zero byte, or is not UTF-8; rename it")

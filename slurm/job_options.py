@@ -161,6 +161,8 @@ def _check_arguments(options: jsonargparse.Namespace, arguments: Sequence[str]) 
     if options.target not in TARGETS:
         raise ValueError(f"target is {options.target}; {suggest(options.target, TARGETS)}")
     flags = flags_of(arguments)
+    if options.test_only and options.dry_run:
+        raise ValueError("test-only asks SLURM and dry-run only prints; leave one out")
     if options.hardware is not None and not options.dry_run:
         raise ValueError(f"hardware is {options.hardware}; it needs --dry-run")
     if "--hardware" in flags:

@@ -68,15 +68,22 @@ def explain_parse_error(
         names = [action.dest for action in actions]
         hint = suggest(unknown[1], names, otherwise=see_help)
         return f"config.{unknown[1]} is not an option; {hint}"
+    if given := re.search(r"argument (\S+): ignored explicit argument '(.*)'", message):
+        return f"{given[1]} takes no value; leave ={given[2]} out"
     key = re.search(r'[Pp]arser key "([^"]+)"', message)
     if key and (reason := re.search(r"Not of type Integer: (.*)", message)):
-        return f"{key[1]} is {reason[1]}"
+        return f"{key[1].replace('_', '-')} is {reason[1]}"
     if key and (reason := re.search(r"Not of type LocalPath: (.*)", message)):
         # Without quotes jsonargparse would leave out a path that the message repeats.
         return f"{key[1]} ".replace("_", "-") + reason[1].replace("'", "")
     value = re.search(r"(?:Given value|Got value): (.*)", message)
     if expected is not None and key and value:
-        return f"{key[1]} is {value[1].strip()!r}; {expected(key[1])}"
+        return f"{key[1].replace('_', '-')} is {value[1].strip()!r}; {expected(key[1])}"
+    if key and value and (choices := re.search(r"Expected a typing.Literal\[(.*?)\]", message)):
+        names = re.findall(r"'(.*?)'", choices[1])
+        given_value = value[1].strip()
+        option = key[1].replace("_", "-")
+        return f"{option} is {given_value!r}; {suggest(given_value, names)}"
     if key and value and "Expected a <class 'float'>" in message:
         return f"{key[1]} is {value[1].strip()!r}; it must be a number".replace("_", "-")
     return re.sub('^Parser key "(.+?)":', r"\1:", _one_line(message))

@@ -38,11 +38,15 @@ C = TypeVar("C")
 
 
 def _check_minimum(config: Any, group: str, minimum: float, *names: str) -> None:
-    """Raises ValueError for the first named field below `minimum` or not finite; None passes."""
+    """Raises ValueError for the first named field below `minimum` or not finite; None passes.
+
+    Fields of `group`, if it is not empty, are options such as `--model.width`.
+    """
     for name in names:
         value = getattr(config, name)
         if value is not None and not (math.isfinite(value) and value >= minimum):
-            raise ValueError(f"{group}.{name} is {value}; it must be at least {minimum}")
+            option = name.replace("_", "-")
+            raise ValueError(f"{group}{option} is {value}; it must be at least {minimum}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,19 +70,19 @@ class ModelConfig:
     num_channels: int = 3
 
     def __post_init__(self) -> None:
-        _check_minimum(self, "model", 1, "width", "num_layers", "num_heads", "feedforward_width")
-        _check_minimum(self, "model", 1, "num_classes", "num_positions", "num_channels")
-        _check_minimum(self, "model", 1, "image_size", "patch_size")
+        _check_minimum(self, "model.", 1, "width", "num_layers", "num_heads", "feedforward_width")
+        _check_minimum(self, "model.", 1, "num_classes", "num_positions", "num_channels")
+        _check_minimum(self, "model.", 1, "image_size", "patch_size")
         if self.width % self.num_heads:
             raise ValueError(
-                f"model.width {self.width} does not divide into model.num_heads {self.num_heads}; "
+                f"model.width {self.width} does not divide into model.num-heads {self.num_heads}; "
                 f"choose a width that is a multiple of {self.num_heads}"
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout is {self.dropout}; it must be in [0, 1)")
         if (self.image_size is None) != (self.patch_size is None):
             raise ValueError(
-                f"model.image_size is {self.image_size} and model.patch_size is {self.patch_size}; "
+                f"model.image-size is {self.image_size} and model.patch-size is {self.patch_size}; "
                 "give both or neither"
             )
         if self.image_size is not None and self.patch_size is not None:
@@ -87,17 +91,17 @@ class ModelConfig:
     def _check_images(self, image_size: int, patch_size: int) -> None:
         if image_size % patch_size:
             raise ValueError(
-                f"model.image_size {image_size} does not divide into patches of model.patch_size "
+                f"model.image-size {image_size} does not divide into patches of model.patch-size "
                 f"{patch_size}; choose an image size that is a multiple of {patch_size}"
             )
         positions = (image_size // patch_size) ** 2 + 1
         if self.num_positions != positions:
             raise ValueError(
-                f"model.num_positions is {self.num_positions}; images of {image_size} pixels in "
+                f"model.num-positions is {self.num_positions}; images of {image_size} pixels in "
                 f"patches of {patch_size} and the class token need {positions}"
             )
         if self.tied_head:
-            raise ValueError("model.tied_head is true; images have no token embeddings to share")
+            raise ValueError("model.tied-head is true; images have no token embeddings to share")
         if self.causal:
             raise ValueError(
                 "model.causal is true; the class token is first and would see no patch"
@@ -124,7 +128,7 @@ def _codec_name(encoding: str) -> str:
         name = "undefined"
     if name.startswith(refused):
         raise ValueError(
-            f"data.encoding is {encoding!r}; it must be an encoding that Python knows, without "
+            f"data-encoding is {encoding!r}; it must be an encoding that Python knows, without "
             "escape sequences, such as utf-8, utf-16, cp1252 or shift_jis"
         )
     return name
@@ -144,8 +148,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.source:
             raise ValueError("data is empty; give builtin, synthetic or a path")
-        _check_minimum(self, "data", 2, "sequence_length")
-        _check_minimum(self, "data", 0, "num_workers")
+        _check_minimum(self, "", 2, "sequence_length")
+        _check_minimum(self, "", 0, "num_workers")
         if not 0 < self.mask_fraction < 1:
             raise ValueError(f"data.mask_fraction is {self.mask_fraction}; it must be in (0, 1)")
         object.__setattr__(self, "encoding", _codec_name(self.encoding))
@@ -167,9 +171,9 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         _check_minimum(
-            self, "optimizer", 0, "learning_rate", "weight_decay", "warmup_steps", "clip_norm"
+            self, "optimizer.", 0, "learning_rate", "weight_decay", "warmup_steps", "clip_norm"
         )
-        _check_minimum(self, "optimizer", 1, "schedule_steps")
+        _check_minimum(self, "optimizer.", 1, "schedule_steps")
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
             if not 0 <= value < 1:
@@ -204,7 +208,7 @@ class ParallelConfig:
     cpu_offload: bool = False  # weights and optimizer states stay in host memory
 
     def __post_init__(self) -> None:
-        _check_minimum(self, "parallel", 1, "devices", "num_nodes")
+        _check_minimum(self, "", 1, "devices", "num_nodes")
         if self.strategy == "single" and self.world_size > 1:
             raise ValueError(
                 f"strategy is single with {self.world_size} devices; choose ddp, or one device"
@@ -272,21 +276,21 @@ class RunConfig:
     init_from: str | None = None  # file with the initial weights; None: random, from the seed
 
     def __post_init__(self) -> None:
-        _check_minimum(self, "run", 1, "batch_size", "accumulate", "max_steps", "validate_every")
-        _check_minimum(self, "run", 1, "validation_batches", "log_every")
-        _check_minimum(self, "run", 0, "checkpoint_every", "loss_chunk", "seed", "ceiling_s")
-        _check_minimum(self, "run", 0, "pad_vocabulary", "loss_block")
+        _check_minimum(self, "", 1, "batch_size", "accumulate", "max_steps", "validate_every")
+        _check_minimum(self, "", 1, "validation_batches", "log_every")
+        _check_minimum(self, "", 0, "checkpoint_every", "loss_chunk", "seed", "ceiling_s")
+        _check_minimum(self, "", 0, "pad_vocabulary", "loss_block")
         if self.until_interval is not None and not 0 < self.until_interval < 1:
             raise ValueError(
-                f"run.until_interval is {self.until_interval}; it must be between 0 and 1, such as "
+                f"until-interval is {self.until_interval}; it must be between 0 and 1, such as "
                 "0.01 for 1%"
             )
         if self.seed >= 2**32:
-            raise ValueError(f"run.seed is {self.seed}; it must be below 2**32")
+            raise ValueError(f"seed is {self.seed}; it must be below 2**32")
         if self.sequence_length > self.model.num_positions:
             raise ValueError(
-                f"data.sequence_length {self.sequence_length} is longer than model.num_positions "
-                f"{self.model.num_positions}; shorten the sequence or raise model.num_positions"
+                f"sequence-length {self.sequence_length} is longer than model.num-positions "
+                f"{self.model.num_positions}; shorten the sequence or raise model.num-positions"
             )
         self._check_cuda_graphs()
         self._check_task()
@@ -317,24 +321,24 @@ class RunConfig:
         if (self.recipe == "vit") != self.model.reads_images:
             reads = "images" if self.model.reads_images else "tokens"
             raise ValueError(
-                f"model.image_size is {self.model.image_size}: the model reads {reads}, recipe "
+                f"model.image-size is {self.model.image_size}: the model reads {reads}, recipe "
                 f"{self.recipe} does not; choose another recipe or leave out the image size"
             )
         if self.recipe == "vit" and self.pad_vocabulary:
             raise ValueError(
-                f"run.pad_vocabulary is {self.pad_vocabulary}, but recipe vit has no vocabulary; "
+                f"pad-vocabulary is {self.pad_vocabulary}, but recipe vit has no vocabulary; "
                 "leave it out"
             )
         if self.recipe == "vit" and self.data.sequence_length is not None:
             raise ValueError(
-                f"data.sequence_length is {self.data.sequence_length}; the length of an image is "
+                f"sequence-length is {self.data.sequence_length}; the length of an image is "
                 "its number of patches: leave it out"
             )
         reads_files = self.recipe != "vit" and self.data.source not in ("builtin", "synthetic")
         for name, default in ADDED_DATA_FIELDS.items():
             if (value := getattr(self.data, name)) != default and not reads_files:
                 raise ValueError(
-                    f"data.{name} is {value}, but recipe {self.recipe} with data "
+                    f"data-{name} is {value}, but recipe {self.recipe} with data "
                     f"{self.data.source} reads no text files; leave out --data-{name}"
                 )
         if self.recipe == "bert" and self.model.causal:
@@ -343,7 +347,7 @@ class RunConfig:
             raise ValueError("model.causal is false; the next token is predicted from earlier ones")
         if self.recipe == "bert" and self.sequence_length < 3:
             raise ValueError(
-                f"data.sequence_length is {self.sequence_length}; [CLS], a token and [SEP] need 3"
+                f"sequence-length is {self.sequence_length}; [CLS], a token and [SEP] need 3"
             )
 
     @property

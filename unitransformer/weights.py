@@ -58,7 +58,7 @@ def read_weights(path: Path, model: ModelConfig) -> InitialWeights:
     head = tensors.get("lm_head.weight") if model.tied_head else None
     if head is not None and not torch.equal(head, tensors["embedding.lut.weight"]):
         raise ValueError(
-            f"init-from {path} has a separate head; model.tied_head is true: set it to false"
+            f"init-from {path} has a separate head; model.tied-head is true: set it to false"
         )
     # A copy, because the file may be replaced during training.
     return lambda name, _: tensors[name].to(torch.float32, copy=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from scaling.changed_options import changed_options
 from scaling.comparison.verdict import LOOKS, STOP_FASTER, THRESHOLD, looks_upto
 from scaling.recipe_process import RESERVED_OPTIONS
 from scaling.stored_command import stored_command
@@ -108,6 +109,8 @@ def read_compare_options(
     `recipe_options` stand after `--`; `arguments` are the whole command line.
     """
     check_measurement(given, "threshold", "stop_faster")
+    if given.trials != TRIALS:
+        raise ValueError(f"trials is {given.trials}, which is of the self-test; add --self-test")
     recipe, recipe_options = split_recipe(recipe_options)
     check_recipe_options(recipe_options, "after --")
     if given.out is not None:
@@ -152,19 +155,15 @@ def check_unused_options(given: Any, recipe_options: Sequence[str]) -> None:
 
     Both need no BASE and CANDIDATE: what they do not use must not seem to count.
     """
-    option = "--self-test" if given.self_test else "--reread"
-    rest = {
-        "BASE": given.base,
-        "--package": given.package,
-        "the recipe after --": " ".join(recipe_options) or None,
-    }
-    if given.self_test:
-        rest |= {"--reread": given.reread, "--plot": given.plot}
-    else:
-        rest |= {"--out": given.out}
-    for name, value in rest.items():
-        if value is not None:
-            raise ValueError(f"{option} does not use {name} ({value}); leave it out")
+    option = "self-test" if given.self_test else "reread"
+    if recipe_options:
+        recipe = " ".join(recipe_options)
+        raise ValueError(f"--{option} does not use the recipe after -- ({recipe}); leave it out")
+    used = {"self-test": ("trials", "out"), "reread": ("plot",)}[option]
+    for name, value in changed_options(given, build_compare_parser()).items():
+        if name not in (option, "config", *used):
+            shown = name.upper() if name in ("base", "candidate") else f"--{name}"
+            raise ValueError(f"--{option} does not use {shown} ({value}); leave it out")
     if given.out is not None:
         check_writable("out", given.out, is_folder=False)
     _check_plot(given.plot)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from scaling.changed_options import changed_options
 from scaling.paths import why_missing
 from scaling.prediction.hardware import (
     THIS_MACHINE,
@@ -161,10 +162,8 @@ def read_predict_options(
 
 def check_validate(given: Any, axes: Mapping[str, Sequence[str]]) -> None:
     """Raises ValueError for options that `--validate` does not use."""
-    default = build_predict_parser().get_defaults()
-    names = [name for name in vars(default) if getattr(given, name, None) != default[name]]
-    others = [name for name in names if name not in ("validate", "rows", "config")]
-    others = [name.replace("_", "-") for name in others] + list(axes)
+    changed = changed_options(given, build_predict_parser())
+    others = [name for name in changed if name not in ("validate", "rows", "config")] + list(axes)
     if others:
         raise ValueError(
             f"validate judges published runs and does not use --{', --'.join(others)}; leave "

@@ -178,6 +178,12 @@ def read_sweep_options(given: Any, axes: dict[str, AxisValues]) -> SweepOptions:
     for name in ("find_max_batch", "max_cells", "only_nodes"):
         if given[name] is not None and given[name] < 1:
             raise ValueError(f"{name.replace('_', '-')} is {given[name]}; it must be at least 1")
+    modes = [
+        name for name in ("watch", "list", "dry-run", "prepare") if given[name.replace("-", "_")]
+    ]
+    modes += ["run-cell"] if given.run_cell is not None else []
+    if len(modes) > 1 and modes != ["list", "dry-run"]:
+        raise ValueError(f"{modes[0]} and {modes[1]} do different things; leave one out")
     if given.left and not given.list:
         raise ValueError("left only shortens a list; add --list, or leave it out")
     if given.left and given.dry_run:

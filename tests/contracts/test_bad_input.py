@@ -103,8 +103,8 @@ def refuse(call: Call) -> Refuse:
     ("line", "said"),
     [
         # impossible shapes
-        ("--model.width 15", "model.width 15 does not divide into model.num_heads 2; choose a"),
-        ("--sequence-length 9", "data.sequence_length 9 is longer than model.num_positions 8"),
+        ("--model.width 15", "model.width 15 does not divide into model.num-heads 2; choose a"),
+        ("--sequence-length 9", "sequence-length 9 is longer than model.num-positions 8"),
         ("--dropout 1.0", "model.dropout is 1.0; it must be in [0, 1)"),
         ("--model.causal false", "model.causal is false; the next token"),
         # names
@@ -118,10 +118,11 @@ def refuse(call: Call) -> Refuse:
         ("--zzz", "--zzz is not an option; --help lists them all"),
         ("bert", "bert is not an option; --help lists them all"),
         # types and choices
-        ("--max-steps many", "max_steps is 'many'; it must be an integer"),
-        ("--max-steps 1.5", "max_steps is '1.5'; it must be an integer"),
+        ("--max-steps many", "max-steps is 'many'; it must be an integer"),
+        ("--max-steps 1.5", "max-steps is '1.5'; it must be an integer"),
         ("--max-steps", "argument --max-steps: expected one argument"),
         ("--seed true", "seed is 'true'; it must be an integer"),
+        ("--dropout 0.1 --model.dropout 0.2", "dropout is 0.1 and model.dropout is 0.2; both mean"),
         ("--dropout low", "dropout is 'low'; it must be a number"),
         ("--model.causal maybe", "model.causal is 'maybe'; it must be true or false"),
         ("--strategy dpp", "strategy is 'dpp'; it must be one of auto, single, ddp"),
@@ -130,49 +131,49 @@ def refuse(call: Call) -> Refuse:
         ("--compile on", "compile is 'on'; it must be one of off, default"),
         ("--model.activation silu", "model.activation is 'silu'; it must be one of relu, gelu"),
         # counts
-        ("--devices 0", "parallel.devices is 0; it must be at least 1"),
-        ("--num-nodes 0", "parallel.num_nodes is 0; it must be at least 1"),
-        ("--batch-size 0", "run.batch_size is 0; it must be at least 1"),
-        ("--accumulate 0", "run.accumulate is 0; it must be at least 1"),
-        ("--max-steps 0", "run.max_steps is 0; it must be at least 1"),
-        ("--validate-every 0", "run.validate_every is 0; it must be at least 1"),
-        ("--validation-batches 0", "run.validation_batches is 0; it must be at least 1"),
-        ("--log-every 0", "run.log_every is 0; it must be at least 1"),
-        ("--checkpoint-every -1", "run.checkpoint_every is -1; it must be at least 0"),
-        ("--loss-chunk -1", "run.loss_chunk is -1; it must be at least 0"),
+        ("--devices 0", "devices is 0; it must be at least 1"),
+        ("--num-nodes 0", "num-nodes is 0; it must be at least 1"),
+        ("--batch-size 0", "batch-size is 0; it must be at least 1"),
+        ("--accumulate 0", "accumulate is 0; it must be at least 1"),
+        ("--max-steps 0", "max-steps is 0; it must be at least 1"),
+        ("--validate-every 0", "validate-every is 0; it must be at least 1"),
+        ("--validation-batches 0", "validation-batches is 0; it must be at least 1"),
+        ("--log-every 0", "log-every is 0; it must be at least 1"),
+        ("--checkpoint-every -1", "checkpoint-every is -1; it must be at least 0"),
+        ("--loss-chunk -1", "loss-chunk is -1; it must be at least 0"),
         (
             "--loss-block 1",
-            "run.loss_block is 1: the loss would compute the 300 logits of each row in 300 blocks, "
+            "loss-block is 1: the loss would compute the 300 logits of each row in 300 blocks, "
             "which is very slow; give at least 64, or 0 for all at once",
         ),
-        ("--loss-block 4", "run.loss_block is 4: the loss would compute the 300 logits of each"),
+        ("--loss-block 4", "loss-block is 4: the loss would compute the 300 logits of each"),
         (
             "--loss-chunk 1 --batch-size 9",
-            "run.loss_chunk is 1: the loss would compute the 72 rows of logits in 72 blocks",
+            "loss-chunk is 1: the loss would compute the 72 rows of logits in 72 blocks",
         ),
-        ("--pad-vocabulary -1", "run.pad_vocabulary is -1; it must be at least 0"),
-        ("--pad-vocabulary 1.5", "pad_vocabulary is '1.5'; it must be an integer"),
-        ("--num-workers -1", "data.num_workers is -1; it must be at least 0"),
-        ("--sequence-length 1", "data.sequence_length is 1; it must be at least 2"),
-        ("--seed -1", "run.seed is -1; it must be at least 0"),
-        ("--seed 4294967296", "run.seed is 4294967296; it must be below 2**32"),
-        ("--model.num-heads 0", "model.num_heads is 0; it must be at least 1"),
-        ("--optimizer.warmup-steps -1", "optimizer.warmup_steps is -1; it must be at least 0"),
-        ("--optimizer.learning-rate nan", "optimizer.learning_rate is 'nan'; it must be a number"),
-        ("--optimizer.learning-rate -1", "optimizer.learning_rate is -1.0; it must be at least 0"),
+        ("--pad-vocabulary -1", "pad-vocabulary is -1; it must be at least 0"),
+        ("--pad-vocabulary 1.5", "pad-vocabulary is '1.5'; it must be an integer"),
+        ("--num-workers -1", "num-workers is -1; it must be at least 0"),
+        ("--sequence-length 1", "sequence-length is 1; it must be at least 2"),
+        ("--seed -1", "seed is -1; it must be at least 0"),
+        ("--seed 4294967296", "seed is 4294967296; it must be below 2**32"),
+        ("--model.num-heads 0", "model.num-heads is 0; it must be at least 1"),
+        ("--optimizer.warmup-steps -1", "optimizer.warmup-steps is -1; it must be at least 0"),
+        ("--optimizer.learning-rate nan", "optimizer.learning-rate is 'nan'; it must be a number"),
+        ("--optimizer.learning-rate -1", "optimizer.learning-rate is -1.0; it must be at least 0"),
         ("--optimizer.beta2 1", "optimizer.beta2 is 1.0; it must be in [0, 1)"),
         # data
-        ("--data-encoding utf-9", "data.encoding is 'utf-9'; it must be an encoding that Python"),
-        ("--data-encoding zip", "data.encoding is 'zip'; it must be an encoding that Python knows"),
+        ("--data-encoding utf-9", "data-encoding is 'utf-9'; it must be an encoding that Python"),
+        ("--data-encoding zip", "data-encoding is 'zip'; it must be an encoding that Python knows"),
         (
             "--data builtin --data-encoding cp1252",
-            "data.encoding is cp1252, but recipe gpt with data builtin reads no text files; leave",
+            "data-encoding is cp1252, but recipe gpt with data builtin reads no text files; leave",
         ),
         (
             "--data synthetic --data-field text",
-            "data.field is text, but recipe gpt with data synthetic reads no text files; leave out",
+            "data-field is text, but recipe gpt with data synthetic reads no text files; leave out",
         ),
-        ("--data-field text", "data.field is text, but data text.txt holds no JSON Lines file"),
+        ("--data-field text", "data-field is text, but data text.txt holds no JSON Lines file"),
         # devices
         ("--strategy single --devices 2", "strategy is single with 2 devices; choose ddp, or one"),
         (
@@ -213,11 +214,11 @@ def test_an_invalid_option_is_refused(refuse: Refuse, line: str, said: str) -> N
     [
         (
             "--model.image-size 20",
-            "model.image_size 20 does not divide into patches of model.patch",
+            "model.image-size 20 does not divide into patches of model.patch",
         ),
-        ("--model.num-positions 9", "model.num_positions is 9; images of 16 pixels in patches"),
-        ("--model.tied-head true", "model.tied_head is true; images have no token embeddings"),
-        ("--sequence-length 3", "data.sequence_length is 3; the length of an image is its"),
+        ("--model.num-positions 9", "model.num-positions is 9; images of 16 pixels in patches"),
+        ("--model.tied-head true", "model.tied-head is true; images have no token embeddings"),
+        ("--sequence-length 3", "sequence-length is 3; the length of an image is its"),
     ],
 )
 def test_an_invalid_image_option_is_refused(refuse: Refuse, line: str, said: str) -> None:
@@ -261,13 +262,13 @@ def test_float16_is_refused_on_a_cpu_with_deepspeed(
         ("max_stepps: 3", "config.max_stepps is not an option; did you mean max_steps?"),
         ("model:\n  widht: 3", "config.model.widht is not an option; did you mean model.width?"),
         ("gradient_noise: 1", "config.gradient_noise is not an option; --help lists them all"),
-        ("max_steps: many", "max_steps is 'many'; it must be an integer"),
+        ("max_steps: many", "max-steps is 'many'; it must be an integer"),
         ("strategy: dpp", "strategy is 'dpp'; it must be one of auto, single, ddp"),
-        ("optimizer:\n  learning_rate: fast", "optimizer.learning_rate is 'fast'; it must be a"),
+        ("optimizer:\n  learning_rate: fast", "optimizer.learning-rate is 'fast'; it must be a"),
         ("seed: null", "config.seed is None; it must be an integer"),
         ("resume: maybe", "resume is 'maybe'; it must be true or false"),
         ("model: 3", "config.model is '3'; it must be a group of fields"),
-        ("seed: -4", "run.seed is -4; it must be at least 0"),
+        ("seed: -4", "seed is -4; it must be at least 0"),
         (
             "- 1",
             "config options.yaml holds no lines of the form `option: value`; --print_config prints "
@@ -346,7 +347,7 @@ def test_a_text_shorter_than_one_sequence_is_refused_with_two_fixes(
     Path("short.txt").write_text("a\nb")  # one line for training, one for validation
     assert refuse(f"{TEXT} --data short.txt") == (
         "data short.txt has 2 training tokens, fewer than one sequence of 8; "
-        "give more text or a shorter data.sequence_length"
+        "give more text or a shorter sequence-length"
     )
 
 
@@ -403,7 +404,7 @@ def test_more_classes_than_the_model_has_are_refused_with_the_fix(refuse: Refuse
     _write_images("images", "abcde", count=1)
     said = refuse(IMAGES, "vit")
     assert said == (
-        "data images has 5 classes and model.num_classes is 3; set --model.num-classes 5"
+        "data images has 5 classes and model.num-classes is 3; set --model.num-classes 5"
     )
 
 
@@ -414,7 +415,7 @@ def test_a_file_in_place_of_an_image_folder_is_refused(refuse: Refuse) -> None:
 
 def test_images_with_an_unsupported_channel_count_are_refused(refuse: Refuse) -> None:
     _write_images("images", "ab")
-    assert refuse(f"{IMAGES} --model.num-channels 2", "vit").startswith("model.num_channels is 2")
+    assert refuse(f"{IMAGES} --model.num-channels 2", "vit").startswith("model.num-channels is 2")
 
 
 def test_training_names_and_counts_a_broken_image_and_continues(call: Call) -> None:
@@ -920,7 +921,7 @@ def test_a_disk_too_full_for_the_record_is_one_line_and_exit_code_1(
 def test_a_nan_loss_ends_the_run_and_its_record_names_the_step(call: Call) -> None:
     code, _, err = call(f"{TEXT} --optimizer.learning-rate 1e30 --record record.json")
     assert code == 1
-    assert "error: loss is nan at step 2; lower optimizer.learning_rate" in err
+    assert "error: loss is nan at step 2; lower optimizer.learning-rate" in err
     record = load_record(Path("record.json"))
     assert (record["status"], len(record["loss"])) == ("diverged", 1)
     assert "Traceback" not in err

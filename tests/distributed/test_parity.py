@@ -133,7 +133,7 @@ def test_a_run_over_its_time_limit_is_ended_with_its_ranks(tmp_path: Path) -> No
         assert ended.elapsed_s >= 4.0
         ended = run("vit", ["--devices", "0"], log=tmp_path / "log", limit_s=60.0)
         assert ended.exit_code == 2
-        assert (tmp_path / "log").read_text().startswith("error: parallel.devices is 0")
+        assert (tmp_path / "log").read_text().startswith("error: devices is 0")
 
 
 # ---------------------------------------------------------------------------------- faults

@@ -164,6 +164,6 @@ def test_all_ranks_stop_within_one_log_interval_of_a_nan_loss_on_one(
     assert (record["status"], len(record["loss"])) == ("diverged", 3)
     assert len(record["hardware"]) == 2, "the record has the readings of both ranks"
     *said, error = (tmp_path / "run/output.log").read_text().splitlines()
-    assert "loss is nan at step 4; lower optimizer.learning_rate and start again (record: " in error
+    assert "loss is nan at step 4; lower optimizer.learning-rate and start again (record: " in error
     last = [line for line in said if line.startswith("step")][-1]
     assert last.startswith("step      5/100000 | loss      nan")

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jsonargparse
 import pytest
@@ -78,6 +78,7 @@ def build_parser() -> Parser:
     parser.add_argument("--maybe-path", type=Path | None, default=None)
     parser.add_argument("--count", type=int, default=0)
     parser.add_argument("--maybe-count", type=int | None, default=None)
+    parser.add_argument("--choice", type=Literal["red", "blue"] | None, default=None)
     parser.add_argument("--switch", action="store_true")
     return parser
 
@@ -137,11 +138,13 @@ def test_a_value_that_looks_like_a_file_of_options_stays_text() -> None:
     ("argument", "message"),
     [
         ("--count=many", "count is 'many'; it must be an integer"),
-        ("--maybe-count=1.5", "maybe_count is '1.5'; it must be an integer"),
+        ("--maybe-count=1.5", "maybe-count is '1.5'; it must be an integer"),
         (
             "--maybe-path=~nobody-here/a",
             "maybe-path ~nobody-here/a does not exist; check the path: there is no such user",
         ),
+        ("--choice=reed", "choice is 'reed'; did you mean red?"),
+        ("--switch=no", "--switch takes no value; leave =no out"),
     ],
 )
 def test_a_value_that_cannot_be_read_is_named_with_the_fix(argument: str, message: str) -> None:

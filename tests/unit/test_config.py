@@ -171,40 +171,42 @@ def test_a_config_is_immutable() -> None:
 )
 def test_a_number_below_its_minimum_is_refused(kind: type, name: str, least: int) -> None:
     build = {ModelConfig: image_config, RunConfig: run_config}.get(kind, kind)
+    option = name.replace("_", "-")
     for value in (least - 1, -7):
-        with pytest.raises(ValueError, match=rf"\.{name} is {value}; it must be at least {least}"):
+        with pytest.raises(ValueError, match=rf"{option} is {value}; it must be at least {least}"):
             build(**{name: value})
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "clip_norm", "epsilon", "beta1"])
 def test_a_number_that_is_not_finite_is_refused(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"optimizer\.{name} is {value}; it must be"):
+    option = name.replace("_", "-")
+    with pytest.raises(ValueError, match=rf"optimizer\.{option} is {value}; it must be"):
         OptimizerConfig(**{name: value})
 
 
 @pytest.mark.parametrize(
     ("build", "changes", "message"),
     [
-        (model_config, {"width": 15}, "width 15 does not divide into model.num_heads 2"),
+        (model_config, {"width": 15}, "width 15 does not divide into model.num-heads 2"),
         (model_config, {"dropout": 1.0}, "model.dropout is 1.0; it must be in [0, 1)"),
         (model_config, {"dropout": math.nan}, "model.dropout is nan; it must be in [0, 1)"),
         (
             model_config,
             {"image_size": 8},
-            "image_size is 8 and model.patch_size is None; give both",
+            "image-size is 8 and model.patch-size is None; give both",
         ),
         (
             image_config,
             {"image_size": 20},
-            "20 does not divide into patches of model.patch_size 8",
+            "20 does not divide into patches of model.patch-size 8",
         ),
         (
             image_config,
             {"num_positions": 9},
-            "model.num_positions is 9; images of 16 pixels in",
+            "model.num-positions is 9; images of 16 pixels in",
         ),
-        (image_config, {"tied_head": True}, "model.tied_head is true; images have no token"),
+        (image_config, {"tied_head": True}, "model.tied-head is true; images have no token"),
         (image_config, {"causal": True}, "model.causal is true; the class token is first"),
         (OptimizerConfig, {"beta2": 1.0}, "optimizer.beta2 is 1.0; it must be in [0, 1)"),
         (OptimizerConfig, {"floor": 1.5}, "optimizer.floor is 1.5; it must be between 0 and 1"),
@@ -212,11 +214,11 @@ def test_a_number_that_is_not_finite_is_refused(name: str, value: float) -> None
         (DataConfig, {"source": ""}, "data is empty; give builtin, synthetic or a path"),
         (DataConfig, {"mask_fraction": 1.0}, "data.mask_fraction is 1.0; it must be in (0, 1)"),
         (ParallelConfig, {"strategy": "single", "devices": 2}, "single with 2 devices; choose ddp"),
-        (run_config, {"seed": 2**32}, "run.seed is 4294967296; it must be below 2**32"),
+        (run_config, {"seed": 2**32}, "seed is 4294967296; it must be below 2**32"),
         (
             run_config,
             {"data": DataConfig(sequence_length=9)},
-            "9 is longer than model.num_positions 8",
+            "9 is longer than model.num-positions 8",
         ),
         (run_config, {"model": model_config()}, "model.causal is false; the next token"),
         (run_config, {"recipe": "bert"}, "model.causal is true; a masked token"),
@@ -225,17 +227,17 @@ def test_a_number_that_is_not_finite_is_refused(name: str, value: float) -> None
         (
             run_config,
             {"recipe": "vit", "model": image_config(), "pad_vocabulary": 8},
-            "run.pad_vocabulary is 8, but recipe vit has no vocabulary",
+            "pad-vocabulary is 8, but recipe vit has no vocabulary",
         ),
         (
             run_config,
             {"recipe": "bert", "model": model_config(num_positions=2)},
-            "data.sequence_length is 2; [CLS], a token and [SEP] need 3",
+            "sequence-length is 2; [CLS], a token and [SEP] need 3",
         ),
         (
             run_config,
             {"recipe": "vit", "model": image_config(), "data": DataConfig(sequence_length=3)},
-            "data.sequence_length is 3; the length of an image is its number of patches",
+            "sequence-length is 3; the length of an image is its number of patches",
         ),
     ],
 )
@@ -313,7 +315,7 @@ def test_an_encoding_has_one_name() -> None:
 def test_an_encoding_that_no_text_file_can_have_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="it must be an encoding that Python knows") as caught:
         DataConfig(source="text", encoding=name)
-    assert str(caught.value).startswith(f"data.encoding is {name!r}; ")
+    assert str(caught.value).startswith(f"data-encoding is {name!r}; ")
 
 
 def test_a_global_batch_counts_every_device_of_every_node() -> None:

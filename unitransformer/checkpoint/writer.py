@@ -5,6 +5,7 @@ the oldest checkpoints. Where the environment names a node-local disk, a rank wr
 first and copies it to the shared folder in one stream.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -57,25 +58,29 @@ class CheckpointWriter(FileSystemWriter):
 
     def write_data(self, plan: Any, planner: Any) -> Any:
         """Writes this rank's part; `finish` gets where its tensors are, and its checksums."""
-        shared = Path(self.path)
         local = os.environ.get(LOCAL_DISK)
-        try:
-            written = None if local is None else self._write_staged(Path(local), plan, planner)
-        except OSError as error:
-            reason = f"cannot stage checkpoints on {local} ({error})"
-            warnings.warn(f"{reason}; writing to {shared.parent} directly", stacklevel=1)
-            written = None
+        written = None if local is None else self._write_staged(Path(local), plan, planner)
         done: torch.futures.Future[Any] = torch.futures.Future()
-        done.set_result(written or self._write_into(shared, plan, planner))
+        done.set_result(written or self._write_into(Path(self.path), plan, planner))
         return done
 
     def _write_staged(self, disk: Path, plan: Any, planner: Any) -> Any:
-        """Writes into a temporary folder on `disk`, and copies the files from there."""
+        """Writes into a temporary folder on `disk`, and copies the files from there.
+
+        Returns None, and warns, if they cannot be written on `disk`.
+        """
         shared = Path(self.path)
-        disk.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=disk, ignore_cleanup_errors=True) as folder:
-            written = self._write_into(Path(folder), plan, planner)
-            for file in Path(folder).iterdir():
+        with contextlib.ExitStack() as stack:
+            try:
+                disk.mkdir(parents=True, exist_ok=True)
+                made = tempfile.TemporaryDirectory(dir=disk, ignore_cleanup_errors=True)
+                folder = Path(stack.enter_context(made))
+                written = self._write_into(folder, plan, planner)
+            except OSError as error:
+                reason = f"cannot stage checkpoints on {disk} ({error})"
+                warnings.warn(f"{reason}; writing to {shared.parent} directly", stacklevel=1)
+                return None
+            for file in folder.iterdir():
                 _copy_to_shared(file, shared / file.name)
         return written
 

@@ -78,8 +78,9 @@ def check_loss_blocks(config: RunConfig) -> None:
     for name, total in totals.items():
         size = getattr(config, name) or total
         if size < MIN_LOSS_BLOCK and total > size * MIN_LOSS_BLOCK:
+            option = name.replace("_", "-")
             raise ValueError(
-                f"run.{name} is {size}: the loss would compute the {total:,} {units[name]} in "
+                f"{option} is {size}: the loss would compute the {total:,} {units[name]} in "
                 f"{math.ceil(total / size):,} blocks, which is very slow; give at least "
                 f"{MIN_LOSS_BLOCK}, or 0 for all at once"
             )

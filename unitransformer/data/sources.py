@@ -147,7 +147,7 @@ def _text_source(config: RunConfig, show_progress: bool) -> DataSource:
             raise ValueError(
                 f"data {config.data.source} has {len(tokens)} {name} tokens, fewer than one "
                 f"sequence of {config.sequence_length}; give more text or a shorter "
-                "data.sequence_length"
+                "sequence-length"
             )
         return dataset
 
@@ -191,13 +191,13 @@ def _folder_source(config: RunConfig) -> DataSource:
         raise ValueError(f"data {root} is not a folder of images; check the path")
     if model.num_channels not in (1, 3):
         raise ValueError(
-            f"model.num_channels is {model.num_channels}; images are read as gray (1) or RGB (3)"
+            f"model.num-channels is {model.num_channels}; images are read as gray (1) or RGB (3)"
         )
     assert model.image_size is not None
     folder = list_images(root)
     if len(folder.class_names) > model.num_classes:
         raise ValueError(
-            f"data {root} has {len(folder.class_names)} classes and model.num_classes is "
+            f"data {root} has {len(folder.class_names)} classes and model.num-classes is "
             f"{model.num_classes}; set --model.num-classes {len(folder.class_names)}"
         )
     files = [*folder.train, *folder.validation]

@@ -75,7 +75,7 @@ def find_text(source: str, *, encoding: str, field: str | None) -> TextSource:
         parts.append(f"field {field} of {format_count(num_json, 'JSON Lines file')}")
         if not num_json:
             raise ValueError(
-                f"data.field is {field}, but data {source} holds no JSON Lines file (.jsonl, "
+                f"data-field is {field}, but data {source} holds no JSON Lines file (.jsonl, "
                 ".ndjson, or one object per line); convert it, or leave out --data-field"
             )
     if others:

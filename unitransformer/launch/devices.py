@@ -38,6 +38,7 @@ class ResolvedConfig:
 def resolve(config: RunConfig) -> ResolvedConfig:
     """Decides device and strategy; raises ValueError for what this machine lacks."""
     device = choose_device(config.parallel)
+    choose_num_threads(config.parallel, device)  # refuses a wrong OMP_NUM_THREADS now
     config = replace(config, parallel=replace(config.parallel, accelerator=device))
     config, reason = choose_strategy(config, device_memory_bytes(config.parallel, device))
     return ResolvedConfig(config=config, strategy_reason=reason)
@@ -218,19 +219,28 @@ def keep_freed_memory(device: str) -> None:
 
 
 def choose_num_threads(parallel: ParallelConfig, device: str) -> int:
-    """Returns OMP_NUM_THREADS, or this rank's share of the cores.
+    """Returns OMP_NUM_THREADS, or this rank's share of the cores; raises ValueError for no number.
 
     On GPUs the optimizer of `cpu_offload` uses the threads, and every launcher gives the same
     number: torchrun sets 1 where the user has set nothing, and srun may bind each rank to its
     cores. On a CPU the number stays as it is, since losses depend on it.
     """
-    cores, chosen = available_cores(), os.environ.get("OMP_NUM_THREADS")
+    cores, chosen = available_cores(), _given_threads()
     share = max(1, cores // parallel.devices)
     if device == "cuda" and TORCHRUN_MARK in os.environ:
-        chosen = None if chosen == "1" else chosen
+        chosen = None if chosen == 1 else chosen
     elif device == "cuda" and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         share = min(cores, int(os.environ.get("SLURM_CPUS_PER_TASK", share)))
-    return int(chosen or share)
+    return chosen or share
+
+
+def _given_threads() -> int | None:
+    """Returns OMP_NUM_THREADS; of one number for each level of nesting, the first."""
+    text = os.environ.get("OMP_NUM_THREADS", "").strip()
+    first = text.partition(",")[0].strip()
+    if text and not (first.isdecimal() and int(first) > 0):
+        raise ValueError(f"OMP_NUM_THREADS is {text!r}; set it to a number above 0, or unset it")
+    return int(first) if first else None
 
 
 def keeps_denormals() -> bool:

@@ -15,7 +15,7 @@ from unitransformer.record.migration import NAMES
 from unitransformer.record.schema import OPTIONAL_SAMPLES
 from unitransformer.training.module import TrainingModule
 
-DIVERGED_FIX = "lower optimizer.learning_rate and start again"
+DIVERGED_FIX = "lower optimizer.learning-rate and start again"
 T = TypeVar("T")
 
 

@@ -1,5 +1,6 @@
 """Checkpoint folders are listed, pruned, written from a copy, and read without executing code."""
 
+import errno
 import json
 import os
 import re
@@ -249,6 +250,19 @@ def test_a_full_node_local_disk_is_skipped_with_a_warning(
     assert torch.equal(read(path)["w"], torch.ones(3))
 
 
+def test_a_full_shared_folder_is_not_blamed_on_the_node_local_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    def fail(_: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+
+    monkeypatch.setenv(LOCAL_DISK, str(tmp_path / "disk"))
+    monkeypatch.setattr(writer, "_copy_to_shared", fail)
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/checkpoints"):
+        write(tmp_path / "checkpoints", 1, {"w": torch.ones(3)})
+    assert not [warning for warning in recwarn if "cannot stage" in str(warning.message)]
+
+
 def test_an_overflowed_gradient_norm_is_recorded_as_none(tmp_path: Path) -> None:
     actual = run_state_at(2) | {"gradient_norm": [float("inf"), 0.5]}
     start_saving(
@@ -403,7 +417,7 @@ def test_nothing_is_saved_before_the_first_gradient_that_did_not_overflow(saver:
 def test_a_nan_loss_is_not_checkpointed(saver: Saver) -> None:
     saver.step()
     with pytest.raises(
-        FloatingPointError, match=r"nan at step 2; lower optimizer\.learning_rate and"
+        FloatingPointError, match=r"nan at step 2; lower optimizer\.learning-rate and"
     ):
         saver.step(float("nan"))
     assert [path.name for path in saver.folder.iterdir()] == ["step-00000001"]

@@ -398,7 +398,7 @@ def test_json_lines_in_another_encoding_are_refused_before_they_are_parsed(tmp_p
 def test_a_field_without_json_lines_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.json", json.dumps(PAGES, indent=1))
     assert refusal(tmp_path / "a.json", field="text").startswith(
-        "data.field is text, but data a.json holds no JSON Lines file"
+        "data-field is text, but data a.json holds no JSON Lines file"
     )
 
 

@@ -259,6 +259,7 @@ def test_memory_of_freed_tensors_is_reused_unless_the_user_has_decided() -> None
         *(("cpu", {}, 4), ("cuda", {}, 4)),
         *(("cpu", {"OMP_NUM_THREADS": "3"}, 3), ("cuda", {"OMP_NUM_THREADS": "3"}, 3)),
         ("cuda", {"OMP_NUM_THREADS": "1"}, 1),
+        ("cpu", {"OMP_NUM_THREADS": "3,1"}, 3),  # one for each level of nesting
         # torchrun sets 1 for more than one rank, if nobody has set it.
         ("cuda", {"OMP_NUM_THREADS": "1", TORCHRUN_MARK: "0"}, 4),
         ("cpu", {"OMP_NUM_THREADS": "1", TORCHRUN_MARK: "0"}, 1),
@@ -284,3 +285,12 @@ def test_each_of_four_ranks_uses_a_quarter_of_sixteen_cores_also_beside_a_gpu(
         monkeypatch.setenv(name, value)
     set_up_process(ParallelConfig(devices=4, strategy="ddp"), device)
     assert used == [expected]
+
+
+@pytest.mark.parametrize("text", ["abc", "0", "-1", "1.5", ","])
+def test_a_number_of_threads_that_is_none_is_refused_before_a_run(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", text)
+    with pytest.raises(ValueError, match=rf"OMP_NUM_THREADS is '{text}'; set it to a number above"):
+        devices.choose_num_threads(ParallelConfig(), "cpu")

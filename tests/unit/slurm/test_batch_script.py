@@ -297,6 +297,7 @@ def directives(script: str, *, whole: bool = False) -> list[str]:
     ("field", "value", "expected"),
     [
         ("nodes", 0, "nodes is 0; it must be at least 1"),
+        ("array", "0,5-1", "array is '0,5-1'; 5-1 holds no task, give 1-5"),
         ("devices", -8, "devices is -8; it must be at least 1"),
         ("time", "2 hours", "time is '2 hours'; give 30 (minutes)"),
         ("time", "-1:00", "time is '-1:00'"),

@@ -27,6 +27,10 @@ def place(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("recipes.gpt --nodez 2", "--nodez is not an option; did you mean --nodes?"),
         ("recipes.gpt --nodes two", "nodes is 'two'"),
         ("recipes.gpt --nodes 0", "nodes is 0; it must be at least 1"),
+        (
+            "recipes.gpt --test-only --dry-run",
+            "test-only asks SLURM and dry-run only prints; leave",
+        ),
         ("recipes.gpt --devices -8", "devices is -8; it must be at least 1"),
         (
             "recipes.gpt --time yesterday",

@@ -78,7 +78,7 @@ def test_ranks_that_disagree_on_the_number_of_steps_are_an_error() -> None:
 @pytest.mark.parametrize(
     ("loss", "step_s", "fault"),
     [
-        (math.nan, 0.1, "loss is nan at step 2; lower optimizer.learning_rate"),
+        (math.nan, 0.1, "loss is nan at step 2; lower optimizer.learning-rate"),
         (math.inf, 0.1, "loss is inf at step 2"),
         (1.0, -0.1, "step 2 has step_s -0.1: the clock went backwards"),
         (1.0, 0.0, "step 2 has step_s 0.0"),

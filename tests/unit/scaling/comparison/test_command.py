@@ -143,7 +143,10 @@ def test_a_signal_ends_a_comparison_after_its_folders_are_removed(
         (["compare", "tests", "tests", "--", "--seed", "1"], "leave --clock and the options after"),
         (["compare", "--self-test", "HEAD"], "--self-test does not use BASE (HEAD); leave it out"),
         (["compare", "--self-test", "--", "gpt"], "--self-test does not use the recipe after --"),
+        (["compare", "--self-test", "--pairs", "80"], "--self-test does not use --pairs (80)"),
         (["compare", "--reread", "a.json", "--out", "b.json"], "--reread does not use --out"),
+        (["compare", "--reread", "a.json", "--dirty"], "--reread does not use --dirty (True)"),
+        (["compare", "HEAD", ".", "--trials", "80"], "trials is 80, which is of the self-test"),
         (["compare", "--reread", "a.json", "--plot", "a.pdf"], "plot a.pdf must end in .png or"),
     ],
 )

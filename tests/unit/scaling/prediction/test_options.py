@@ -58,7 +58,7 @@ def test_combinations_that_do_not_work_are_left_out_with_the_reason() -> None:
         ({"data-encoding": ["x"]}, "^data-encoding is 'x'; it must be an encoding"),
         ({"size": ["6.8b"]}, "size '6.8b' is not known; did you mean 6.7b"),
         ({"strategy": ["fsdpp"]}, "strategy is 'fsdpp'; it must be one of auto, single, ddp"),
-        ({"model.num-heads": ["7"]}, "width 768 does not divide into model.num_heads 7"),
+        ({"model.num-heads": ["7"]}, "width 768 does not divide into model.num-heads 7"),
         ({"batch-sice": ["1"]}, "--batch-sice.* is not an option; did you mean --batch-size"),
         ({"num-nodes": ["2"]}, "--num-nodes does not suit a prediction"),
         ({"rehearse": ["8"]}, "--rehearse does not suit a prediction: it runs nothing"),
