@@ -85,8 +85,9 @@ class _States:
     gathered_layer: int = 0  # of one layer
     root_buffers: int = 0  # that received the root and the first layer, until these are copied out
     root_gradients: int = 0  # whole ones of embedding and head, as computed and as reduced
-    layer_gradients: int = 0  # whole ones of a matrix of a layer and of the head, before reduction
-    all_layer_gradients: int = 0  # of a layer and of the head
+    head_gradients: int = 0  # whole ones of the head, before reduction
+    layer_gradients: int = 0  # of the head and of a matrix of a layer
+    all_layer_gradients: int = 0  # of the head and of a layer
     layer_buffers: int = 0  # that received a layer and the one before it
     waiting_gradients: int = 0  # whole ones at the end of the backward pass, if shards come later
     reduced_layer: int = 0  # the gradients of a layer in one array, until the next one is reduced
@@ -126,6 +127,7 @@ def _states(config: RunConfig) -> _States:
                 root_buffers=0 if is_one else gathered_size * (whole_outer + whole_layer),
                 layer_buffers=0 if is_one else 2 * gathered_size * whole_layer,
                 root_gradients=0 if is_one else whole_gradients,
+                head_gradients=gathered_size * _head_numbers(config),
                 layer_gradients=gathered_size
                 * (_head_numbers(config) + model.width * model.feedforward_width),
                 all_layer_gradients=gathered_size * (_head_numbers(config) + whole_layer),
@@ -237,8 +239,20 @@ def predict_memory(config: RunConfig, hardware: Hardware) -> Memory:
     Args:
         config: with a strategy other than `auto`, and the accelerator of the hardware.
     """
-    peak = max(_moments(config), key=lambda moment: moment.allocated_bytes)
-    return _on(peak, hardware)
+    moments = _moments(config, scratch=_scratch_bytes(config, hardware))
+    return _on(max(moments, key=lambda moment: moment.allocated_bytes), hardware)
+
+
+def _scratch_bytes(config: RunConfig, hardware: Hardware) -> int:
+    """Returns what a matrix product needs beside its result, in bytes per number of the result.
+
+    oneDNN computes a product of bfloat16 numbers in float32, and converts the whole result at the
+    end, on a CPU without instructions for bfloat16: one on which they are slower than float32.
+    """
+    peaks = hardware.peak_flops
+    is_slower = peaks.get("bfloat16", math.inf) < peaks.get("float32", 0.0)
+    is_half = config.parallel.precision.startswith("bf16")
+    return 4 if config.parallel.accelerator == "cpu" and is_half and is_slower else 0
 
 
 def _on(memory: "_Moment", hardware: Hardware) -> Memory:
@@ -268,7 +282,7 @@ class _Moment:
         return named + sum(self.activations.values())
 
 
-def _moments(config: RunConfig) -> tuple[_Moment, ...]:
+def _moments(config: RunConfig, *, scratch: int) -> tuple[_Moment, ...]:
     states, parallel = _states(config), config.parallel
     saved = saved_by_kind(config)
     saved_logits = saved.pop("logits")
@@ -328,7 +342,7 @@ def _moments(config: RunConfig) -> tuple[_Moment, ...]:
     head = _Moment(
         **common,
         moment="backward pass of the head",
-        gradients=remaining + _new_gradient_size(config) * _head_numbers(config),
+        gradients=remaining + (_new_gradient_size(config) + scratch) * _head_numbers(config),
         gathered=states.gathered + states.gathered_layer,
         activations=saved,
         logits=_gradient_of_logits(config),
@@ -353,7 +367,7 @@ def _moments(config: RunConfig) -> tuple[_Moment, ...]:
             + (2 if recomputes else min(2, layers - finished)) * states.gathered_layer,
             activations=saved
             | {"layers": saved["layers"] - freed}
-            | {"gradients of a layer's results": _layer_gradients(config, is_last=is_last)}
+            | {"gradients of a layer's results": _layer_gradients(config, is_last, scratch)}
             | ({"recomputed layer": layer} if layer else {}),
             logits=saved_logits if keeps_gradients(config) else 0,
             communication=states.layer_gradients
@@ -407,6 +421,27 @@ def _moments(config: RunConfig) -> tuple[_Moment, ...]:
                 communication=states.layer_buffers // 2 + copies + states.kept_buffers,
             ),
         ]
+    if states.reduced_layer and layers > 2 and parallel.accelerator == "cpu":
+        # gloo receives the weights of the next layer in an array of its own, and copies them. The
+        # layer that will use its weights now begins its backward pass, and that before is reduced.
+        others = (saved["layers"] - of_last) // (layers - 1)
+        in_layers += [
+            _Moment(
+                **common,
+                moment="gather of a layer in the backward pass",
+                gradients=remaining,
+                gathered=states.gathered + 3 * states.gathered_layer,
+                activations=saved
+                | {"layers": saved["layers"] - of_last - (finished - 1) * others}
+                | {"gradients of a layer's results": number * rows * model.width},
+                logits=saved_logits if keeps_gradients(config) else 0,
+                communication=states.head_gradients
+                + states.reduced_layer
+                + finished * states.layer_shard
+                + states.kept_buffers,
+            )
+            for finished in {1, layers - 2}
+        ]
     end = _Moment(
         **common,
         moment="end of the backward pass",
@@ -453,7 +488,7 @@ def _freed_layer(config: RunConfig) -> int:
     return max(0, saved_by_kind(config)["layers"] - others)
 
 
-def _layer_gradients(config: RunConfig, *, is_last: bool) -> int:
+def _layer_gradients(config: RunConfig, is_last: bool, scratch: int) -> int:
     """Returns the gradients that are alive at the second matrix of a feed-forward.
 
     The last layer has them of the positions that it computes. They are those of the layer's result,
@@ -465,7 +500,9 @@ def _layer_gradients(config: RunConfig, *, is_last: bool) -> int:
     rows = config.batch_size * positions
     size = 4 if config.parallel.precision == "32-true" else 2
     hidden = 2 if config.parallel.activation_checkpointing == "off" else 1
-    return size * rows * (hidden * model.feedforward_width + model.width)
+    # The product that makes the second of them comes first, and may need more.
+    largest = max(hidden * size, size + scratch)
+    return rows * (largest * model.feedforward_width + size * model.width)
 
 
 def _inner_results(config: RunConfig) -> int:

@@ -14,12 +14,13 @@ from hypothesis import HealthCheck, given, settings
 
 from scaling.prediction.communication import AGREEMENT, collectives_of_step
 from scaling.prediction.fit_file import default_model
-from scaling.prediction.hardware import load_hardware
+from scaling.prediction.hardware import Hardware, load_hardware
 from scaling.prediction.memory import predict_memory
 from scaling.prediction.time import predict_time
 from tests.benchmarks.counting import RECIPES, count, small_config
 from tests.builders.predictions import check_memory, random_configs
 from unitransformer.config import RunConfig
+from unitransformer.machine.host import describe_cpu
 
 TEXT = {"width": 256, "feedforward_width": 1024, "num_layers": 4, "num_heads": 4}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -110,9 +111,15 @@ def error_of_memory(case: tuple[str, str, int, dict[str, Any]], folder: Path) ->
     counted = count(config, folder)
     if ranks > 1:  # DeepSpeed calls collectives of one rank, which move nothing
         check_collectives(config, counted)
-    hardware = replace(load_hardware("h100-sxm-8"), context_bytes=0)
-    predicted = predict_memory(config, hardware)
+    predicted = predict_memory(config, this_cpu())
     return predicted.allocated_bytes / sum(counted["peak_bytes"].values()) - 1
+
+
+def this_cpu() -> Hardware:
+    """Returns hardware whose rates say whether this CPU has instructions for bfloat16."""
+    has_half = any(name in (describe_cpu() or "") for name in ("AMX", "BF16"))
+    peaks = {"float32": 1e12, "bfloat16": 2e12 if has_half else 5e11}
+    return replace(load_hardware("h100-sxm-8"), context_bytes=0, peak_flops=peaks)
 
 
 def check_collectives(config: RunConfig, counted: dict[str, dict[str, int]]) -> None:
