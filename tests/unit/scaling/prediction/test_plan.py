@@ -75,7 +75,7 @@ def test_nodes_of_a_job_count_unless_the_recipe_says(capsys: pytest.CaptureFixtu
         ("h100 gpt --", "hardware h100 is unknown; did you mean h100-sxm-8?"),
         ("h200-sxm-8 gpt -- --batch-size 0", "batch-size is 0; it must be at least 1"),
         ("h200-sxm-8 gpt -- --devices 16", "devices is 16, and a node of h200-sxm-8 has 8"),
-        ("h200-sxm-8 gpt -- --model.num-heads 7", "does not divide into model.num_heads 7"),
+        ("h200-sxm-8 gpt -- --model.num-heads 7", "does not divide into model.num-heads 7"),
         ("h200-sxm-8 gpt -- --accelerator cpu", "accelerator is cpu, which h200-sxm-8 is not"),
         ("h200-sxm-8 gpt -- --sise 1b", "--sise is not an option; did you mean --size?"),
     ],
