@@ -36,7 +36,7 @@ from unitransformer.config import Recipe, RunConfig
 from unitransformer.record.schema import Record, config_of, load_record
 from unitransformer.record.units import format_count
 
-CASE_S = 23  # measured: 200 cases of the default size in 77 minutes, over gloo
+CASE_S = 8  # measured: 600 cases of the default size in 77 minutes, over gloo
 # What a certificate copies from the record of the reference.
 FIELDS_OF_RECORD = ("config", "versions", "code", "hardware", "data")
 
