@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from unitransformer.config import ModelConfig
+from unitransformer.files import open_atomically
 from unitransformer.objectives import IGNORED, Batch
 from unitransformer.transformer import PatchEncoding, Transformer
 
@@ -56,6 +57,12 @@ def patch_figure(image: Tensor, model: ModelConfig) -> Image.Image:
     canvas[:, :width, :, :width] = patch.transpose(0, 2, 1, 3, 4)
     length = side * (width + gap)
     return Image.fromarray(canvas.reshape(length, length, 4)[:-gap, :-gap])
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Writes `image` as PNG; the file at `path` is complete or, after a failure, the old one."""
+    with open_atomically(path) as file:
+        image.save(file, "png")
 
 
 def _pixels(images: Tensor, whole: Tensor) -> Any:

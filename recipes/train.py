@@ -19,6 +19,7 @@ import torch.utils.tensorboard  # noqa: F401
 from recipes.results import measured_lines
 from unitransformer.checkpoint.callbacks import ResumeMode
 from unitransformer.config import RunConfig
+from unitransformer.files import write_atomically
 from unitransformer.launch.devices import ResolvedConfig
 from unitransformer.launch.environment import (
     TORCHRUN_MARK,
@@ -228,12 +229,10 @@ def _results(outcome: RunOutcome, paths: RunPaths, show: Show) -> list[str]:
     figures = paths.folder / "figures"
     if len(record["loss"]) >= MIN_CURVE_STEPS:
         with heavy_import("unitransformer.plots"):  # and matplotlib, which takes half a second
-            from unitransformer.plots import loss_figure, write_figure
+            from unitransformer.plots import figure_bytes, loss_figure
         title = f"{record['recipe']} {record['size']}"
-        write_figure(
-            loss_figure(record["loss"], validation["history"], title=title, baseline=to_beat),
-            figures / "loss.png",
-        )
+        curve = loss_figure(record["loss"], validation["history"], title=title, baseline=to_beat)
+        write_atomically(figures / "loss.png", figure_bytes(curve, "png"))
     if outcome.network is None:
         predictions = ["predictions none: the sharded network is too large for one rank"]
     else:

@@ -65,7 +65,7 @@ model_config = PRESET.model_config
 
 def show(outcome: "RunOutcome", folder: Path) -> list[str]:
     """Writes figures of samples, of an image cut into patches, and of predicted labels."""
-    from recipes.showcase import image_grid, label_images, patch_figure
+    from recipes.showcase import image_grid, label_images, patch_figure, save_image
     from unitransformer.data.datamodule import validation_batch
 
     source, network = outcome.data.source, outcome.network
@@ -76,9 +76,8 @@ def show(outcome: "RunOutcome", folder: Path) -> list[str]:
         for dataset in (source.train, source.validation)
     )
     names = [source.class_names[label] for label in samples["targets"].tolist()]
-    folder.mkdir(parents=True, exist_ok=True)
-    image_grid(samples["inputs"], names).save(folder / "samples.png")
-    patch_figure(samples["inputs"][0], network.config).save(folder / "patches.png")
+    save_image(image_grid(samples["inputs"], names), folder / "samples.png")
+    save_image(patch_figure(samples["inputs"][0], network.config), folder / "patches.png")
     labels, probabilities = label_images(network, batch["inputs"])
     truth = batch["targets"].tolist()
     # A model may have more labels than the data has classes.
@@ -89,7 +88,7 @@ def show(outcome: "RunOutcome", folder: Path) -> list[str]:
     ]
     colors = ["#2e8b57" if a == b else "#c0392b" for a, b in zip(labels, truth, strict=True)]
     path = folder / "predictions.png"
-    image_grid(batch["inputs"], titles, colors=colors).save(path)
+    save_image(image_grid(batch["inputs"], titles, colors=colors), path)
     return [f"predictions {path}"]
 
 

@@ -225,7 +225,7 @@ class ParallelConfig:
             )
         if self.cpu_offload and self.strategy in ("single", "ddp"):
             raise ValueError(
-                f"cpu_offload does not work with strategy {self.strategy}, which keeps everything "
+                f"cpu-offload does not work with strategy {self.strategy}, which keeps everything "
                 "on the device; choose fsdp, or leave it out"
             )
 

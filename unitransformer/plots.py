@@ -10,7 +10,6 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
@@ -246,13 +245,6 @@ def figure_bytes(figure: Figure, kind: Literal["png", "svg"]) -> bytes:
         figure.savefig(content, format=kind, dpi=110, transparent=True, metadata=metadata)
     plt.close(figure)
     return content.getvalue()
-
-
-def write_figure(figure: Figure, path: Path) -> Path:
-    """Writes `figure` as PNG and returns `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(figure_bytes(figure, "png"))
-    return path
 
 
 def spread_labels(heights: Sequence[float], gap: float) -> list[float]:

@@ -395,7 +395,7 @@ def resolve_on(
             f"reach {MAX_DEVICES:,}"
         )
     if parallel.cpu_offload and hardware.is_cpu:
-        raise ValueError("cpu_offload is for GPUs: on a CPU everything is in host memory already")
+        raise ValueError("cpu-offload is for GPUs: on a CPU everything is in host memory already")
     hardware = replace(hardware, devices_per_node=parallel.devices)  # the others are not used
     config, reason = choose_strategy(config, hardware.memory_bytes)
     return config, hardware, reason

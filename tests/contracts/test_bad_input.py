@@ -186,11 +186,11 @@ def refuse(call: Call) -> Refuse:
         ),
         (
             "--strategy ddp --cpu-offload",
-            "cpu_offload does not work with strategy ddp, which keeps",
+            "cpu-offload does not work with strategy ddp, which keeps",
         ),
         (
             "--strategy fsdp --cpu-offload",
-            "cpu_offload is for GPUs: on a CPU everything is in host",
+            "cpu-offload is for GPUs: on a CPU everything is in host",
         ),
         (
             "--num-nodes 2",

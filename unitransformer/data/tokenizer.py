@@ -60,7 +60,7 @@ def build_tokenizer(texts: Sequence[str], *, kind: TokenizerKind, vocab_size: in
     # The trainers never go below the special tokens and the alphabet.
     if (minimum := tokenizer.get_vocab_size()) > vocab_size:
         raise ValueError(
-            f"model.num_classes {vocab_size} is too small a vocabulary: the special tokens and the "
+            f"model.num-classes {vocab_size} is too small a vocabulary: the special tokens and the "
             f"alphabet of this text take {minimum} entries with {kind}; give at least {minimum}"
         )
     return tokenizer

@@ -94,7 +94,7 @@ def choose_device(parallel: ParallelConfig) -> Literal["cpu", "cuda"]:
         check_kernels(parallel.devices)
     check_precision(parallel, device)
     if parallel.cpu_offload and device == "cpu":
-        raise ValueError("cpu_offload is for GPUs: on a CPU everything is in host memory already")
+        raise ValueError("cpu-offload is for GPUs: on a CPU everything is in host memory already")
     if parallel.uses_deepspeed and importlib.util.find_spec("deepspeed") is None:
         raise ValueError(
             f"strategy {parallel.strategy} needs DeepSpeed, which is not installed: "

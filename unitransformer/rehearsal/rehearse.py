@@ -201,7 +201,7 @@ def check_rehearsal(config: RunConfig) -> None:
         )
     if parallel.cpu_offload:
         raise ValueError(
-            "cpu_offload cannot be rehearsed: a rehearsal has one kind of memory; leave it out"
+            "cpu-offload cannot be rehearsed: a rehearsal has one kind of memory; leave it out"
         )
 
 

@@ -119,7 +119,7 @@ def test_wordpiece_keeps_the_case_of_letters() -> None:
 def test_a_vocabulary_below_special_tokens_and_alphabet_is_refused(kind: TokenizerKind) -> None:
     least = {"bpe": 1 + 256, "wordpiece": 5 + 3 + 3}[kind]  # a b c ##a ##b ##c
     for size in (least - 1, 0, -1):
-        with pytest.raises(ValueError, match=f"model.num_classes {size} .* at least {least}"):
+        with pytest.raises(ValueError, match=f"model.num-classes {size} .* at least {least}"):
             build_tokenizer(["abc cab bca\n"], kind=kind, vocab_size=size)
     trained = build_tokenizer(["abc cab bca\n"], kind=kind, vocab_size=least)
     assert trained.get_vocab_size() == least

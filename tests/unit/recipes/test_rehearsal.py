@@ -38,7 +38,7 @@ def test_ranks_are_placed_in_nodes_of_eight_or_as_given(
         (("--rehearse", "8", "--strategy", "zero2"), "strategy zero2 cannot be rehearsed"),
         (("--rehearse", "8", "--strategy", "fsdp1"), "strategy fsdp1 cannot be rehearsed"),
         (("--rehearse", "8", "--compile", "default"), "compile default cannot be rehearsed"),
-        (("--rehearse", "8", "--strategy", "fsdp", "--cpu-offload"), "cpu_offload cannot be"),
+        (("--rehearse", "8", "--strategy", "fsdp", "--cpu-offload"), "cpu-offload cannot be"),
         (("--rehearse", "8", "--model.num-heads", "5"), "model.width 768 does not divide into"),
         (("--rehearse", "7", "--devices", "3"), "or rehearse 6"),
         (("--rehearse", "8", "--record", "x.json"), "rehearse is no run, and --record is for one"),

@@ -3,13 +3,15 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from recipes import showcase
-from recipes.showcase import GAP_PX, HEAD_PX, IMAGE_PX, image_grid, patch_figure
+from recipes.showcase import GAP_PX, HEAD_PX, IMAGE_PX, image_grid, patch_figure, save_image
 from tests.processes import PATIENCE_S
 from unitransformer import plots
 from unitransformer.config import ModelConfig
@@ -81,6 +83,25 @@ def test_a_title_that_is_wider_than_its_image_keeps_both_ends() -> None:
     assert shown.startswith("a flower")
     assert shown.endswith("(87%)")
     assert showcase._shorten("rose\n(87%)", font, IMAGE_PX) == "rose (87%)"
+
+
+def test_an_image_that_cannot_be_written_whole_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "figures" / "samples.png"
+    save_image(Image.new("RGBA", (2, 3)), path)
+    old = path.read_bytes()
+    with Image.open(path) as image:
+        assert image.size == (2, 3)
+
+    def write_half(_: Image.Image, file: BinaryIO, _kind: str) -> None:
+        file.write(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", write_half)
+    with pytest.raises(OSError, match="No space left"):
+        save_image(Image.new("RGBA", (4, 4)), path)
+    assert [(p, p.read_bytes()) for p in path.parent.iterdir()] == [(path, old)]
 
 
 def test_titles_have_the_color_of_text_in_plots() -> None:

@@ -163,7 +163,7 @@ def test_on_a_cpu_a_command_runs_one_process_unless_it_says_more() -> None:
     )
     config, nodes, _ = resolve_on(parse_command("gpt", ["--devices", "2"]), cpu)
     assert (config.parallel.strategy, nodes.devices_per_node) == ("ddp", 2)
-    with pytest.raises(ValueError, match="cpu_offload is for GPUs"):
+    with pytest.raises(ValueError, match="cpu-offload is for GPUs"):
         resolve_on(parse_command("gpt", ["--cpu-offload", "--strategy", "fsdp"]), cpu)
     with pytest.raises(ValueError, match="accelerator is cuda, which this-machine is not"):
         resolve_on(parse_command("gpt", ["--accelerator", "cuda"]), cpu)
