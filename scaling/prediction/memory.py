@@ -10,8 +10,8 @@ what torch allocates; the context of the device is added, fragmentation is not.
 
 import functools
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from scaling.prediction.communication import (
@@ -29,7 +29,7 @@ from scaling.prediction.parameters import (
     layer_parameters,
     outer_parameters,
 )
-from unitransformer.config import RunConfig
+from unitransformer.config import ParallelConfig, RunConfig
 from unitransformer.costs.flops import count_parameters, count_predicted_positions
 from unitransformer.costs.memory import keeps_gradients, layer_bytes, loss_rows, saved_by_kind
 
@@ -327,15 +327,14 @@ def _moments(config: RunConfig, *, scratch: int) -> tuple[_Moment, ...]:
         communication=copies + states.kept_buffers,
     )
     recomputes = parallel.activation_checkpointing != "off"
-    layer = layer_bytes(config) if recomputes else 0
-    if parallel.activation_checkpointing == "selective":  # its matrix products are kept
-        layer -= min(layer, saved["layers"] // config.model.num_layers)
+    copied = _copied_layer(config) if recomputes else 0
+    kept = saved | ({"16-bit weights": saved["16-bit weights"] - layers * copied} if copied else {})
     begin = _Moment(
         **common,
         moment="begin of the backward pass",
         gradients=remaining,
         gathered=states.gathered + states.gathered_layer,
-        activations=saved,
+        activations=kept,
         logits=saved_logits + _backward_logits(config),
         communication=states.kept_buffers,
     )
@@ -344,16 +343,14 @@ def _moments(config: RunConfig, *, scratch: int) -> tuple[_Moment, ...]:
         moment="backward pass of the head",
         gradients=remaining + (_new_gradient_size(config) + scratch) * _head_numbers(config),
         gathered=states.gathered + states.gathered_layer,
-        activations=saved,
+        activations=kept,
         logits=_gradient_of_logits(config),
         communication=states.kept_buffers,
     )
     model, rows = config.model, config.batch_size * config.sequence_length
     number = 4 if parallel.precision == "32-true" else 2
-    # Otherwise one moment stands for the last layer and the one before it; with checkpointing it
-    # also has what the reductions of both leave.
-    has_both = states.reduced_layer > 0 and layers > 1 and not recomputes
-    shards = 2 if recomputes else 1
+    # Otherwise one moment stands for the last layer and the one before it.
+    has_both = states.reduced_layer > 0 and layers > 1
 
     def inside(name: str, finished: int, freed: int) -> _Moment:
         """Inside the backward pass of a layer, after that of `finished` others."""
@@ -363,15 +360,13 @@ def _moments(config: RunConfig, *, scratch: int) -> tuple[_Moment, ...]:
             moment=name,
             gradients=remaining + _early_gradients(config),
             # That which computes, and the next one if there is one.
-            gathered=states.gathered
-            + (2 if recomputes else min(2, layers - finished)) * states.gathered_layer,
+            gathered=states.gathered + min(2, layers - finished) * states.gathered_layer,
             activations=saved
             | {"layers": saved["layers"] - freed}
-            | {"gradients of a layer's results": _layer_gradients(config, is_last, scratch)}
-            | ({"recomputed layer": layer} if layer else {}),
+            | {"gradients of a layer's results": _layer_gradients(config, is_last, scratch)},
             logits=saved_logits if keeps_gradients(config) else 0,
             communication=states.layer_gradients
-            + (states.reduced_layer + shards * states.layer_shard if finished or recomputes else 0)
+            + (states.reduced_layer + states.layer_shard if finished else 0)
             + states.buffers
             + states.kept_buffers,
         )
@@ -383,24 +378,27 @@ def _moments(config: RunConfig, *, scratch: int) -> tuple[_Moment, ...]:
             moment=name,
             gradients=remaining,
             # Of the next one: what computed is dropped before.
-            gathered=states.gathered
-            + (2 if recomputes else min(1, layers - finished - 1)) * states.gathered_layer,
+            gathered=states.gathered + min(1, layers - finished - 1) * states.gathered_layer,
             activations=saved
             | {"layers": saved["layers"] - freed}
             | {"gradients of a layer's results": 4 * number * rows * model.width},
             logits=saved_logits if keeps_gradients(config) else 0,
             communication=states.all_layer_gradients
             + states.reduced_layer
-            + (finished + shards) * states.layer_shard
+            + (finished + 1) * states.layer_shard
             + states.buffers
             + states.kept_buffers,
         )
 
-    in_layers = [
-        inside("backward pass of the last layer", 0, _freed_layer(config)),
-        layer_end("end of the last layer's backward pass", 0, saved["layers"] // layers),
-    ]
-    if has_both:
+    in_layers = (
+        list(_recomputed_layers(config, common, remaining, scratch))
+        if recomputes
+        else [
+            inside("backward pass of the last layer", 0, _freed_layer(config)),
+            layer_end("end of the last layer's backward pass", 0, saved["layers"] // layers),
+        ]
+    )
+    if has_both and not recomputes:
         # The layer before works beside the reduction of the last one, whose activations are gone.
         in_layers[0] = inside("backward pass of the last layer", 0, 0)
         in_layers[1] = layer_end("end of the last layer's backward pass", 0, of_last)
@@ -475,6 +473,124 @@ def _moments(config: RunConfig, *, scratch: int) -> tuple[_Moment, ...]:
     return tuple(moments) if keeps_gradients(config) else (*moments, head)
 
 
+def _recomputed_layers(
+    config: RunConfig, common: Mapping[str, Any], remaining: int, scratch: int
+) -> Iterator[_Moment]:
+    """Yields moments in the backward pass of layers that are recomputed.
+
+    What is alive changes linearly from the layer before the last to the second one, so these stand
+    for all between them. The last one may compute only some positions, and the first one has no
+    next one to gather.
+    """
+    states, model, parallel = _states(config), config.model, config.parallel
+    layers, width, hidden = model.num_layers, model.width, model.feedforward_width
+    saved = saved_by_kind(config)
+    saved_logits = saved.pop("logits")
+    saved = {kind: size for kind, size in saved.items() if size and kind != "head"}
+    if copied := _copied_layer(config):
+        saved["16-bit weights"] -= (layers - 1) * copied
+    others = _added_layer_bytes(config)  # that all layers but the last keep
+    of_last = saved["layers"] - (layers - 1) * others
+    full = replace(config, parallel=replace(parallel, activation_checkpointing="full"))
+    input_bytes = saved_by_kind(full)["layers"] // layers
+    all_rows = config.batch_size * config.sequence_length
+    size = 4 if parallel.precision == "32-true" else 2
+    residual = input_bytes // (all_rows * width)
+    is_float32 = parallel.accelerator == "cuda" and parallel.precision.endswith("mixed")
+    norm = 4 if is_float32 and not parallel.uses_deepspeed else residual
+    # Without a cast between them, the input of a layer is that of its norm.
+    recomputed = layer_bytes(config) - (others - input_bytes) - (norm == residual) * input_bytes
+    # ReLU keeps its result, which without dropout is also the input of the second matrix.
+    is_shared = model.activation == "relu" and model.dropout == 0
+    layer_numbers = count_numbers(layer_parameters(model))
+    is_whole = parallel.strategy == "single" and config.accumulate == 1
+    names = {0: "last layer", 1: "layer before the last", layers - 2: "second layer"}
+    names = {layers - 1: "first layer"} | {n: name for n, name in names.items() if 0 <= n < layers}
+    for finished, name in names.items():
+        rows = all_rows if finished else config.batch_size * count_predicted_positions(config)
+        layer = recomputed * rows // all_rows
+        kept = saved | {"layers": saved["layers"]}
+        if finished:
+            kept["layers"] -= of_last + (finished - 1) * others
+        gradients = remaining
+        if is_whole:
+            gradients += _size_of_gradients(parallel) * (
+                _head_numbers(config) + finished * layer_numbers
+            )
+        communication = states.buffers + states.kept_buffers + finished * states.layer_shard
+        communication += states.reduced_layer if finished else 0
+        rest: dict[str, Any] = {**common, "logits": saved_logits if keeps_gradients(config) else 0}
+        gathered = states.gathered + min(2, layers - finished) * states.gathered_layer
+        new = 0 if states.layer_gradients else _new_gradient_size(config)
+        # As computed, and with the float32 copy of autocast, when the input of the product is gone.
+        matrix = new * width * hidden
+        if new > 4 and not is_shared:
+            matrix = max(2 * width * hidden, matrix - size * rows * hidden)
+        casts = size * width if residual != size else 0
+        is_kept = 4 if is_whole else 0
+        for results, of_matrix in (
+            ((size + scratch) * hidden + casts, matrix),
+            ((2 if is_shared else 1) * size * hidden, is_kept * width * hidden),
+        ):
+            yield _Moment(
+                **rest,
+                moment=f"backward pass of the {name}",
+                gradients=gradients + of_matrix,
+                gathered=gathered,
+                activations=kept
+                | {"gradients of a layer's results": rows * (results + residual * width)}
+                | {"recomputed layer": layer},
+                communication=communication + states.layer_gradients,
+            )
+        # The projection of queries, keys and values reads its input and the gradients of all three.
+        yield _Moment(
+            **rest,
+            moment=f"end of the backward pass of the {name}",
+            gradients=gradients + (is_kept * layer_numbers if is_whole else new * 3 * width**2),
+            gathered=gathered,
+            activations=kept
+            | {"gradients of a layer's results": rows * width * (4 * size + residual)}
+            | {"recomputed layer": rows * width * (size + (norm if norm != residual else 0))},
+            communication=communication + states.all_layer_gradients,
+        )
+        if states.reduced_layer:
+            yield _Moment(
+                **rest,
+                moment=f"reduction of the {name}",
+                gradients=gradients,
+                gathered=states.gathered + min(1, layers - finished - 1) * states.gathered_layer,
+                activations=kept | {"gradients of a layer's results": rows * width * residual},
+                communication=states.all_layer_gradients
+                + states.reduced_layer
+                + (finished + 1) * states.layer_shard
+                + states.buffers
+                + states.kept_buffers,
+            )
+
+
+def _size_of_gradients(parallel: ParallelConfig) -> int:
+    """Returns the bytes of a number of a gradient that the optimizer reads."""
+    return 2 if parallel.precision == "bf16-true" else 4
+
+
+def _copied_layer(config: RunConfig) -> int:
+    """Returns autocast's 16-bit copies of a layer's matrices, under strategies that shard nothing.
+
+    Without checkpointing they stay until the backward pass. A recomputed layer keeps none: they are
+    gone with autocast at the end of the forward pass, and the recomputation makes new ones.
+    """
+    parallel, width = config.parallel, config.model.width
+    if parallel.is_sharded or parallel.uses_deepspeed or not parallel.precision.endswith("mixed"):
+        return 0
+    return 2 * width * (4 * width + 2 * config.model.feedforward_width)
+
+
+def _added_layer_bytes(config: RunConfig) -> int:
+    """Returns what one more layer would keep, all of whose positions are computed."""
+    deeper = replace(config, model=replace(config.model, num_layers=config.model.num_layers + 1))
+    return saved_by_kind(deeper)["layers"] - saved_by_kind(config)["layers"]
+
+
 def _freed_layer(config: RunConfig) -> int:
     """Returns what the last layer kept, if it computes only some positions.
 
@@ -492,16 +608,14 @@ def _layer_gradients(config: RunConfig, is_last: bool, scratch: int) -> int:
     """Returns the gradients that are alive at the second matrix of a feed-forward.
 
     The last layer has them of the positions that it computes. They are those of the layer's result,
-    of the activation's result and of its input. A recomputed layer peaks in the layer before the
-    last one, when the input of the last is gone.
+    of the activation's result and of its input.
     """
     model = config.model
     positions = count_predicted_positions(config) if is_last else config.sequence_length
     rows = config.batch_size * positions
     size = 4 if config.parallel.precision == "32-true" else 2
-    hidden = 2 if config.parallel.activation_checkpointing == "off" else 1
     # The product that makes the second of them comes first, and may need more.
-    largest = max(hidden * size, size + scratch)
+    largest = max(2 * size, size + scratch)
     return rows * (largest * model.feedforward_width + size * model.width)
 
 

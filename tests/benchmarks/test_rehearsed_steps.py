@@ -62,6 +62,25 @@ MEMORY: list[tuple[str, str, Strategy, int, int]] = [
     for strategy, ranks in (("fsdp", 8), ("fsdp", 64), ("hsdp", 64), ("ddp", 8))
     for batch in (1, 4)
 ] + [("vit", "s", "fsdp", 512, batch) for batch in (1, 4)]
+# Likewise, with activation checkpointing and a precision.
+CHECKPOINTED: list[tuple[str, str, Strategy, int, int, str, str]] = [
+    ("vit", "reference", "fsdp", 8, 16, "full", "bf16-mixed"),
+    ("vit", "reference", "fsdp", 8, 1, "full", "bf16-mixed"),
+    ("vit", "reference", "fsdp", 8, 16, "full", "32-true"),
+    ("vit", "reference", "fsdp", 8, 16, "full", "bf16-true"),
+    ("vit", "reference", "ddp", 8, 16, "full", "32-true"),
+    ("vit", "s", "fsdp", 8, 16, "full", "bf16-mixed"),
+    ("vit", "s", "fsdp", 8, 16, "selective", "bf16-mixed"),
+    ("vit", "s", "ddp", 8, 4, "full", "bf16-mixed"),
+    ("vit", "s", "ddp", 8, 16, "selective", "bf16-mixed"),
+    ("vit", "b", "hsdp", 64, 16, "full", "bf16-mixed"),
+    ("gpt", "reference", "ddp", 8, 1, "full", "bf16-mixed"),
+    ("gpt", "reference", "fsdp", 8, 8, "full", "bf16-mixed"),
+    ("gpt", "124m", "fsdp", 8, 4, "full", "bf16-mixed"),
+    ("bert", "reference", "fsdp", 8, 1, "full", "bf16-mixed"),
+    ("bert", "reference", "ddp", 8, 32, "full", "bf16-mixed"),
+    ("bert", "reference", "fsdp", 8, 32, "selective", "bf16-mixed"),
+]
 # Recipe, size and ranks of rehearsals by command.
 LARGEST = [("gpt", "reference", 8), ("gpt", "13b", 4096), ("bert", "large", 4096)]
 LARGEST += [("vit", "g", 4096), ("gpt", "13b", 512)]
@@ -125,9 +144,10 @@ def test_the_largest_models_are_rehearsed_in_four_gibibytes(is_whole_proof: bool
 def test_predicted_memory_is_that_of_rehearsals(tmp_path: Path, is_whole_proof: bool) -> None:
     hardware = replace(load_hardware("h100-sxm-8"), context_bytes=0)
     errors = {}
-    for case in MEMORY if is_whole_proof else MEMORY[:1]:
-        recipe, size, strategy, ranks, batch = case
-        options = {"precision": "bf16-mixed"}
+    cases = [(*case, "off", "bf16-mixed") for case in MEMORY]
+    for case in [*CHECKPOINTED, *cases] if is_whole_proof else [CHECKPOINTED[0], cases[0]]:
+        recipe, size, strategy, ranks, batch, checkpointing, precision = case
+        options = {"precision": precision, "activation_checkpointing": checkpointing}
         config = make_config(recipe, strategy, ranks, options, size=size, batch_size=batch)
         peak = rehearsed(config, tmp_path)["peak_bytes"]
         errors[case] = predict_memory(config, hardware).allocated_bytes / peak - 1
