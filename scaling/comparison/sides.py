@@ -24,6 +24,7 @@ from scaling.comparison.environments import (
 )
 from scaling.comparison.interleave import SIDES, Side, SideName
 from scaling.comparison.options import CompareOptions, check_recipe_options
+from scaling.comparison.verdict import LOOKS
 from unitransformer.config import Recipe
 
 Kind = Literal["files", "options", "config", "records", "revision"]
@@ -51,13 +52,59 @@ def check_kinds(options: CompareOptions) -> Kind:
         raise ValueError(
             "BASE is '.', the files as they are now; name a revision as BASE, and '.' as CANDIDATE"
         )
-    alike = {"files": "revision", "config": "options"}  # compared with each other
+    alike: dict[Kind, Kind] = {"files": "revision", "config": "options"}  # compared with each other
     if alike.get(base, base) != alike.get(candidate, candidate):
         raise ValueError(
             f"BASE {options.base!r} is {_A[base]}, CANDIDATE {options.candidate!r} is "
             f"{_A[candidate]}; give two of a kind"
         )
+    kind = alike.get(candidate, candidate)
+    _check_used(options, kind)
+    _check_different(options, kind)
     return base
+
+
+def _check_used(options: CompareOptions, kind: Kind) -> None:
+    """Raises ValueError for options that a comparison of this kind does not use."""
+    if options.leaves_changes_out and (kind != "revision" or options.candidate == HERE):
+        raise ValueError("dirty is only for two revisions; leave --dirty out")
+    if options.pip_options and kind != "revision":
+        raise ValueError(
+            f"{options.pip_options[0]} is not used, as nothing is installed for {_A[kind]}; "
+            "leave it out"
+        )
+    if kind == "records":
+        for name, value, default in (
+            ("pairs", options.looks, LOOKS),
+            ("seed", options.seed, 0),
+        ):
+            if value != default:
+                raise ValueError(
+                    f"--{name} is not used: folders of records are not measured again; leave it out"
+                )
+
+
+def _check_different(options: CompareOptions, kind: Kind) -> None:
+    """Raises ValueError if BASE and CANDIDATE name the same."""
+    base, candidate = options.base, options.candidate
+    if HERE in (base, candidate):
+        return
+    if kind == "revision":
+        here = find_repository()
+        commits = [find_commit(text, here) for text in (base, candidate)]
+        is_same = commits[0] == commits[1]
+    elif kind == "records":
+        is_same = Path(base).resolve() == Path(candidate).resolve()
+    else:
+        is_same = base.split() == candidate.split()
+    if is_same:
+        raise ValueError(
+            f"BASE {base!r} and CANDIDATE {candidate!r} are the same {_SAME[kind]}; name another, "
+            "or test verdicts on equal code with: compare --self-test"
+        )
+
+
+_SAME = {"revision": "commit", "records": "folder of records", "options": "options"}
 
 
 _A: dict[Kind, str] = {
