@@ -60,7 +60,6 @@ def check_kinds(options: CompareOptions) -> Kind:
         )
     kind = alike.get(candidate, candidate)
     _check_used(options, kind)
-    _check_different(options, kind)
     return base
 
 
@@ -74,6 +73,11 @@ def _check_used(options: CompareOptions, kind: Kind) -> None:
             "leave it out"
         )
     if kind == "records":
+        if Path(options.base).resolve() == Path(options.candidate).resolve():
+            raise ValueError(
+                f"BASE {options.base!r} and CANDIDATE {options.candidate!r} are the same folder of "
+                "records; name another"
+            )
         for name, value, default in (
             ("pairs", options.looks, LOOKS),
             ("seed", options.seed, 0),
@@ -82,29 +86,6 @@ def _check_used(options: CompareOptions, kind: Kind) -> None:
                 raise ValueError(
                     f"--{name} is not used: folders of records are not measured again; leave it out"
                 )
-
-
-def _check_different(options: CompareOptions, kind: Kind) -> None:
-    """Raises ValueError if BASE and CANDIDATE name the same."""
-    base, candidate = options.base, options.candidate
-    if HERE in (base, candidate):
-        return
-    if kind == "revision":
-        here = find_repository()
-        commits = [find_commit(text, here) for text in (base, candidate)]
-        is_same = commits[0] == commits[1]
-    elif kind == "records":
-        is_same = Path(base).resolve() == Path(candidate).resolve()
-    else:
-        is_same = base.split() == candidate.split()
-    if is_same:
-        raise ValueError(
-            f"BASE {base!r} and CANDIDATE {candidate!r} are the same {_SAME[kind]}; name another, "
-            "or test verdicts on equal code with: compare --self-test"
-        )
-
-
-_SAME = {"revision": "commit", "records": "folder of records", "options": "options"}
 
 
 _A: dict[Kind, str] = {
