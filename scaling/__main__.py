@@ -285,7 +285,21 @@ def _explain(message: str, arguments: Sequence[str]) -> str:
         return f"no command given; choose one of: {', '.join(SUBCOMMANDS)}"
     name = f"{arguments[0]} " if arguments and arguments[0] in SUBCOMMANDS else ""
     see_help = f"python -m scaling {name}--help lists them"
-    return name_config_files(explain_parse_error(message, None, see_help=see_help), arguments)
+    explained = _as_typed(explain_parse_error(message, None, see_help=see_help), arguments)
+    return name_config_files(explained, arguments)
+
+
+def _as_typed(message: str, arguments: Sequence[str]) -> str:
+    """Names a refused value as it was typed: the parser reads `yes` as True."""
+    if (refused := re.match(r"([\w.-]+) is '(True|False)';", message)) is None:
+        return message
+    flag = f"--{refused[1]}"
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, has_value, value = argument.partition("=")
+        if name == flag:
+            typed = value if has_value else following
+            return f"{refused[1]} is {typed!r};{message[refused.end() :]}"
+    return message
 
 
 if __name__ == "__main__":

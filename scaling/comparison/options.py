@@ -241,6 +241,10 @@ def _what_is_compared(given: Any) -> tuple[str, str, str | None]:
         raise ValueError(
             f"package is {given.package!r}; give two versions, as torch==2.13.0,2.14.1"
         )
+    if versions[0] == versions[1]:
+        raise ValueError(f"package is {given.package!r}, twice the same version; give two")
+    if given.dirty:
+        raise ValueError("dirty is only for two revisions; leave --dirty out")
     return versions[0], versions[1], name
 
 

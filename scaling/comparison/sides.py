@@ -24,6 +24,7 @@ from scaling.comparison.environments import (
 )
 from scaling.comparison.interleave import SIDES, Side, SideName
 from scaling.comparison.options import CompareOptions, check_recipe_options
+from scaling.comparison.verdict import LOOKS
 from unitransformer.config import Recipe
 
 Kind = Literal["files", "options", "config", "records", "revision"]
@@ -51,13 +52,40 @@ def check_kinds(options: CompareOptions) -> Kind:
         raise ValueError(
             "BASE is '.', the files as they are now; name a revision as BASE, and '.' as CANDIDATE"
         )
-    alike = {"files": "revision", "config": "options"}  # compared with each other
+    alike: dict[Kind, Kind] = {"files": "revision", "config": "options"}  # compared with each other
     if alike.get(base, base) != alike.get(candidate, candidate):
         raise ValueError(
             f"BASE {options.base!r} is {_A[base]}, CANDIDATE {options.candidate!r} is "
             f"{_A[candidate]}; give two of a kind"
         )
+    kind = alike.get(candidate, candidate)
+    _check_used(options, kind)
     return base
+
+
+def _check_used(options: CompareOptions, kind: Kind) -> None:
+    """Raises ValueError for options that a comparison of this kind does not use."""
+    if options.leaves_changes_out and (kind != "revision" or options.candidate == HERE):
+        raise ValueError("dirty is only for two revisions; leave --dirty out")
+    if options.pip_options and kind != "revision":
+        raise ValueError(
+            f"{options.pip_options[0]} is not used, as nothing is installed for {_A[kind]}; "
+            "leave it out"
+        )
+    if kind == "records":
+        if Path(options.base).resolve() == Path(options.candidate).resolve():
+            raise ValueError(
+                f"BASE {options.base!r} and CANDIDATE {options.candidate!r} are the same folder of "
+                "records; name another"
+            )
+        for name, value, default in (
+            ("pairs", options.looks, LOOKS),
+            ("seed", options.seed, 0),
+        ):
+            if value != default:
+                raise ValueError(
+                    f"--{name} is not used: folders of records are not measured again; leave it out"
+                )
 
 
 _A: dict[Kind, str] = {

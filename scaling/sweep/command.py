@@ -56,6 +56,8 @@ def run_sweep(options: SweepOptions, arguments: Sequence[str]) -> int:
             for cell in distinct_cells(options.study):
                 planner.task(cell, repeat=1, is_here=False)
         tasks = left_tasks(options) if options.lists_left else _unresolved_tasks(options)
+        if options.only_nodes is not None:
+            tasks = [task for task in tasks if task.cell.num_nodes == options.only_nodes]
         print("".join(f"{task.cell.command}\n" for task in tasks), end="")
         return 0
     if options.is_watch:

@@ -184,6 +184,10 @@ def read_sweep_options(given: Any, axes: dict[str, AxisValues]) -> SweepOptions:
     modes += ["run-cell"] if given.run_cell is not None else []
     if len(modes) > 1 and modes != ["list", "dry-run"]:
         raise ValueError(f"{modes[0]} and {modes[1]} do different things; leave one out")
+    for name in ("max_cells", "stop_after", "only_nodes"):
+        if given.watch and given[name] is not None:
+            option = name.replace("_", "-")
+            raise ValueError(f"{option} is {given[name]}, but --watch runs no cell; leave it out")
     if given.left and not given.list:
         raise ValueError("left only shortens a list; add --list, or leave it out")
     if given.left and given.dry_run:

@@ -30,6 +30,8 @@ def test_two_versions_of_a_package_need_no_base_and_candidate() -> None:
         (("old",), "compare needs BASE and CANDIDATE"),
         (("--package", "torch"), "package is 'torch'; give two versions"),
         (("--package", "torch==1"), "package is 'torch==1'; give two versions"),
+        (("--package", "torch==1,1"), "package is 'torch==1,1', twice the same version; give two"),
+        (("--package", "torch==1,2", "--dirty"), "dirty is only for two revisions"),
         (("old", "--package", "torch==1,2"), "already says what is compared; leave old out"),
         (("old", "new", "--pairs", "159"), "pairs is 159; a verdict needs at least 160"),
         (("old", "new", "--threshold", "0"), "threshold is 0; give a share between 0 and 1"),

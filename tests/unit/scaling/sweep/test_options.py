@@ -100,6 +100,9 @@ def test_memory_sizes_are_parsed_with_units() -> None:
         (["quick", "--price-per-hour", "3"], "price-per-hour is 3, and only a plan has costs"),
         (["quick", "--list", "--left", "--dry-run"], "dry-run plans every cell; leave one out"),
         (["quick", "--list", "--watch"], "watch and list do different things; leave one out"),
+        (["quick", "--watch", "--max-cells", "2"], "max-cells is 2, but --watch runs no cell"),
+        (["quick", "--watch", "--stop-after", "9"], "stop-after is 9.0, but --watch runs no cell"),
+        (["quick", "--watch", "--only-nodes", "2"], "only-nodes is 2, but --watch runs no cell"),
         (["quick", "--prepare", "--dry-run"], "dry-run and prepare do different things"),
         (["quick", "--list", "--run-cell", "a"], "list and run-cell do different things"),
         (["--recipe", "gpt", "--precison", "bf16", "--list"], "did you mean --precision?"),
@@ -140,3 +143,12 @@ def test_a_study_with_an_unwritable_folder_is_refused_before_anything_runs(
     assert "cannot be written" in capsys.readouterr().err
     with pytest.raises(ValueError, match="is not UTF-8, which TensorBoard needs"):
         run_sweep(read(*arguments[:-1], str(tmp_path / "caf\udce9")), arguments)
+
+
+def test_a_list_for_so_many_nodes_has_their_cells_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    axes = ["--recipe", "gpt", "--num-nodes", "1,2", "--devices", "2", "--strategy", "ddp"]
+    out = ["--out", str(tmp_path / "sweep")]
+    assert main(["sweep", *axes, *out, "--list", "--only-nodes", "2"]) == 0
+    assert ["--num-nodes 2" in cell for cell in capsys.readouterr().out.splitlines()] == [True]
