@@ -28,6 +28,7 @@ PATH = re.compile(rf"[^\n\r\0\\{NOT_UTF_8}]+")  # sbatch removes backslashes
 IN_QUOTES = re.compile(rf'{VARIABLE.pattern}|[\\"$`]', re.ASCII)
 GRES, EXCLUSIVE = "--gres=", "--exclusive"
 LONGEST_S = 24_855 * 86_400  # SLURM's 32 bits wrap around beyond, without an error
+MOST = 65_535  # nodes, devices of a node, tasks at once: from 32 bits on, sbatch wraps around
 ARRAY = re.compile(r"\d+(-\d+(:\d+)?)?(,\d+(-\d+(:\d+)?)?)*(%[1-9]\d*)?")
 
 # Field of a job -> its format, and the fix in the error message.
@@ -86,15 +87,22 @@ class Job:
         for name, number in (("nodes", self.nodes), ("devices", self.devices)):
             if number < 1:
                 raise ValueError(f"{name} is {number}; it must be at least 1")
+            if number > MOST:
+                raise ValueError(f"{name} is {number}; it must be at most {MOST}")
         for name, (pattern, fix) in FORMATS.items():
             value = getattr(self, name)
             if value is not None and not pattern.fullmatch(value):
                 raise ValueError(f"{name.replace('_', '-')} is {value!r}; give {fix}")
+        throttle = (self.array or "").partition("%")[2]
+        if throttle and int(throttle) > MOST:
+            raise ValueError(f"array is {self.array}; at most {MOST} tasks can run at once")
         for first, last in re.findall(r"(\d+)-(\d+)", self.array or ""):
             if int(first) > int(last):
                 raise ValueError(
                     f"array is {self.array!r}; {first}-{last} holds no task, give {last}-{first}"
                 )
+        if re.search(r":0+(?![0-9])", self.array or ""):
+            raise ValueError(f"array is {self.array}, with a step of 0; give 1 or more")
         for argument in self.arguments:
             if re.search(rf"[\0{NOT_UTF_8}]", argument):
                 raise ValueError(f"{argument!r} holds a zero byte, or is not UTF-8; rename it")

@@ -40,6 +40,7 @@ from slurm.runtime.times import ask_queued_at, now, write_times
 from unitransformer.cli import run_main
 from unitransformer.launch.signals import STOP_SIGNALS
 from unitransformer.launch.variables import without_launcher
+from unitransformer.record.slurm_job import seconds_of
 
 NUM_TASKS = ("SLURM_NTASKS", "SLURM_NPROCS")
 
@@ -89,6 +90,7 @@ def run_job(allocation: Allocation, args: JobArgs) -> int:
         _close_if_lost(past, allocation, args, ended_at=attempt.queued_at)
         for past in list_attempts(args.folder)
     ]
+    attempt = _queued_after(before, attempt)
     write_attempt(args.folder, attempt)
     write_times(allocation, args)
     end = _run_ranks(allocation, args, attempt, caught)
@@ -128,6 +130,17 @@ def _close_if_lost(
     write_attempt(args.folder, lost)
     print(f"start {attempt.restart + 1}: {reason}", flush=True)
     return lost
+
+
+def _queued_after(before: Sequence[Attempt], attempt: Attempt) -> Attempt:
+    """Returns the attempt, queued no earlier than the last start of its job ended.
+
+    SLURM 22.05 keeps the time of the submission if the job is requeued while a node is dead.
+    """
+    ends = [past.ended_at for past in before if past.job == attempt.job and past.ended_at]
+    if attempt.queued_at is None or not ends:
+        return attempt
+    return replace(attempt, queued_at=max(attempt.queued_at, *ends, key=seconds_of))
 
 
 def _run_ranks(

@@ -6,24 +6,24 @@ import re
 import secrets
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 
-from slurm.batch_script import Job, seconds_of
-from slurm.clusters import CLUSTERS, NO_CLUSTER, load_cluster
+from slurm.batch_script import PASSED_ON, Job, seconds_of
+from slurm.clusters import CLUSTERS, NO_CLUSTER, Cluster, load_cluster
 from slurm.job_files import check_free
 from slurm.preflight import check_recipe
-from slurm.runtime.allocation import flags_of
+from slurm.runtime.allocation import check_written_paths, flags_of, option_of
 from slurm.sweep_jobs import sweep_jobs
 from unitransformer.cli import Parser, suggest
 from unitransformer.cli_help import HelpFormatter
 
 TARGETS = ("recipes.gpt", "recipes.bert", "recipes.vit", "sweep")
-DEVICES = 8
+DEVICES, MAX_PARALLEL = 8, 8
 TEXT_OPTIONS = {
     "--time": "time limit, e.g. 2:00:00, 1-12:00:00, or UNLIMITED",
     "--partition": "one name, or several with commas",
@@ -40,6 +40,14 @@ TEXT_OPTIONS = {
 }
 # Options whose default a cluster may set.
 OF_CLUSTERS = ("time", "partition", "account", "qos", "constraint", "gpu_type")
+# Options that only sweeps have -> what to do instead for a recipe.
+OF_SWEEPS = {
+    "max_parallel": "--array 0-9%4 limits the tasks of an array",
+    "max_nodes": "a job has --nodes",
+    "max_array_tasks": "--array says how many tasks there are",
+}
+# Options that sbatch has under another name.
+NAMES_OF_SBATCH = {"name": "--job-name"}
 # Options of a recipe that a job sets itself -> what to do instead.
 SET_BY_JOB = {
     "--devices": "give it before --, as it sets the shape of the job",
@@ -47,6 +55,13 @@ SET_BY_JOB = {
     "--resume": "leave it out; a job resumes by itself",
     "--rehearse": "it needs no job; run the recipe here",
     "--repeats": "a job runs its recipe once; give --array 0-4 before --",
+}
+# The same for a sweep.
+SET_BY_SWEEP = {
+    "--left": "cells that are finished are not submitted",
+    "--prepare": "the folder of the sweep is created when it is submitted",
+    "--only-nodes": "each array runs the cells on its number of nodes",
+    "--run-cell": "it is for torchrun; the tasks of a sweep run all unfinished cells",
 }
 
 
@@ -65,7 +80,12 @@ def build_parser() -> Parser:
     add("--devices", type=int | None, default=None, help=f"GPUs per node; {DEVICES} if not given")
     for flag, text in TEXT_OPTIONS.items():
         add(flag, type=str, default=None, help=text)
-    add("--max-parallel", type=int, default=8, help="tasks of a sweep's array that run at once")
+    add(
+        "--max-parallel",
+        type=int | None,
+        default=None,
+        help=f"tasks of a sweep's array that run at once; {MAX_PARALLEL} if not given",
+    )
     add(
         "--max-nodes",
         type=int | None,
@@ -95,7 +115,16 @@ def build_parser() -> Parser:
 def parse(argv: Sequence[str]) -> tuple[jsonargparse.Namespace, list[str]]:
     """Returns the options before `--`, and the arguments of the recipe or sweep after it."""
     end = argv.index("--") if "--" in argv else len(argv)
-    return build_parser().parse_args(list(argv[:end])), list(argv[end + 1 :])
+    options = build_parser().parse_args(list(argv[:end]))
+    _check_given_once(argv[:end])
+    return options, list(argv[end + 1 :])
+
+
+def _check_given_once(argv: Sequence[str]) -> None:
+    flags = [argument.partition("=")[0] for argument in argv if argument.startswith("--")]
+    for flag in flags:
+        if flags.count(flag) > 1:
+            raise ValueError(f"{flag} is given {flags.count(flag)} times; give it once")
 
 
 def build_jobs(options: jsonargparse.Namespace, arguments: Sequence[str]) -> list[Job]:
@@ -112,6 +141,7 @@ def build_jobs(options: jsonargparse.Namespace, arguments: Sequence[str]) -> lis
         raise ValueError(f"clusters is {options.clusters}; choose a table of it with --cluster")
     if options.max_array_tasks is not None:
         cluster = replace(cluster, max_array_tasks=options.max_array_tasks)
+    _check_extra(options, cluster)
     is_sweep = options.target == "sweep"
     recipe = options.target.removeprefix("recipes.")
     study = [] if options.study is None else [options.study]
@@ -146,11 +176,36 @@ def build_jobs(options: jsonargparse.Namespace, arguments: Sequence[str]) -> lis
             "its end; give a longer --time, or a cluster with a smaller signal_ahead_s"
         )
     if not is_sweep:
-        return [replace(job, on_gpus=check_recipe(job, recipe))]
-    jobs = sweep_jobs(job, max_parallel=options.max_parallel, max_nodes=options.max_nodes)
-    for part in jobs:
-        check_free(Path(part.folder))
+        jobs = [replace(job, on_gpus=check_recipe(job, recipe))]
+    else:
+        at_once = _first_given(options.max_parallel, MAX_PARALLEL)
+        jobs = sweep_jobs(job, max_parallel=at_once, max_nodes=options.max_nodes)
+        for part in jobs:
+            check_free(Path(part.folder))
+    if options.gpu_type is not None and not all(part.on_gpus for part in jobs):
+        raise ValueError(
+            f"gpu-type is {options.gpu_type}, but this job trains on CPUs; leave gpu-type out"
+        )
     return jobs
+
+
+def _check_extra(options: jsonargparse.Namespace, cluster: Cluster) -> None:
+    """Raises ValueError if the cluster's table replaces an option that was given here."""
+    flags = flags_of(cluster.extra)
+    for name in (*PASSED_ON, "time", "name"):
+        flag = NAMES_OF_SBATCH.get(name, f"--{name}")
+        if options[name] is not None and flag in flags:
+            raise ValueError(
+                f"{name} is {options[name]}, but extra of the cluster has "
+                f"{flag}={option_of(cluster.extra, flag)}, which takes precedence; leave one out"
+            )
+    if options.no_requeue and "--requeue" in flags:
+        raise ValueError("no-requeue: extra of the cluster has --requeue; leave one out")
+    if options.max_parallel is not None and cluster.max_array_tasks == 0:
+        raise ValueError(
+            f"max-parallel is {options.max_parallel}, but with max-array-tasks 0 a sweep is one "
+            "job without an array; leave one out"
+        )
 
 
 def _first_given(*values: Any) -> Any:
@@ -173,16 +228,29 @@ def _check_arguments(options: jsonargparse.Namespace, arguments: Sequence[str]) 
                 study = [] if options.study is None else [options.study]
                 command = shlex.join(["python", "-m", "scaling", "sweep", *study, flag])
                 raise ValueError(f"{flag} after --: it needs no job; run it here: {command}")
+        _refuse_flags(flags, SET_BY_SWEEP)
+        if "--price-per-hour" in flags and options.hardware is None:
+            raise ValueError(
+                "--price-per-hour after --: only a plan has costs; add --dry-run --hardware NAME"
+            )
         return
-    for name in ("max_nodes", "max_array_tasks"):
+    for name, instead in OF_SWEEPS.items():
         if options[name] is not None:
             flag = name.replace("_", "-")
-            raise ValueError(f"{flag} is {options[name]}, which is for sweeps; leave it out")
+            raise ValueError(
+                f"{flag} is {options[name]}, which is for sweeps; leave it out: {instead}"
+            )
     if options.study is not None:
         raise ValueError(
             f"{options.study} is before --; put options of the recipe after it: -- --seed 1"
         )
-    for flag, fix in SET_BY_JOB.items():
+    _refuse_flags(flags, SET_BY_JOB)
+    is_array = options.array is not None and not options.array.isdecimal()
+    check_written_paths(arguments, is_array=is_array)
+
+
+def _refuse_flags(flags: Collection[str], fixes: Mapping[str, str]) -> None:
+    for flag, fix in fixes.items():
         if flag in flags:
             raise ValueError(f"{flag} after --: {fix}")
 

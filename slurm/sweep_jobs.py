@@ -14,7 +14,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from slurm import scheduler
-from slurm.batch_script import Job, seconds_of
+from slurm.batch_script import MOST, Job, seconds_of
 from slurm.job_files import STUDY, SUBMITTED, read_json
 from slurm.preflight import are_on_gpus, count_nodes, list_cells, sweep_folder
 from slurm.runtime.allocation import flags_of, option_of
@@ -48,6 +48,12 @@ def sweep_jobs(job: Job, *, max_parallel: int, max_nodes: int | None = None) -> 
         raise ValueError(f"array is {job.array}; leave it out: a sweep makes its own arrays")
     if max_parallel < 1:
         raise ValueError(f"max-parallel is {max_parallel}; it must be at least 1")
+    if max_parallel > MOST:
+        raise ValueError(f"max-parallel is {max_parallel}; it must be at most {MOST}")
+    if "--stop-after" in flags_of(job.arguments) and _time_for_cells(job) is not None:
+        raise ValueError(
+            f"--stop-after after --: it follows from the time, {job.time}; leave it out"
+        )
     if max_nodes is not None:
         _check_dependency(job, "--max-nodes")
     cells = list_cells(job)

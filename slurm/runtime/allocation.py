@@ -16,6 +16,8 @@ from slurm.job_files import errors_folder
 from unitransformer.cli import read_path
 from unitransformer.launch.variables import JOB_FOLDER
 
+# Paths that a recipe writes outside of the folder of its run.
+WRITTEN = ("--record", "--checkpoint-dir", "--trace")
 DELETE_S = 20.0  # timeout
 SHARED_S = 10.0  # network file systems show a new file after seconds
 
@@ -139,6 +141,10 @@ def read_args(argv: Sequence[str], allocation: Allocation) -> JobArgs:
     name = os.environ.get("SLURM_JOB_NAME", options.target.removeprefix("recipes."))
     default_folder = f"runs/slurm/{name}-{allocation.array or allocation.job}"
     folder = (options.folder or Path(os.environ.get(JOB_FOLDER) or default_folder)).absolute()
+    if options.target != "sweep":
+        count = os.environ.get("SLURM_ARRAY_TASK_COUNT", "1")
+        is_array = allocation.task is not None and count != "1"
+        check_written_paths(arguments, is_array=is_array)
     if allocation.task is not None:
         folder /= f"task-{allocation.task}"
         arguments = [argument.replace("%a", allocation.task) for argument in arguments]
@@ -153,6 +159,23 @@ def read_args(argv: Sequence[str], allocation: Allocation) -> JobArgs:
         local_disk=None if disk is None else disk / f"unitransformer-{allocation.job}",
         shared=options.shared,
     )
+
+
+def check_written_paths(arguments: Sequence[str], *, is_array: bool) -> None:
+    """Raises ValueError for a path that a recipe would not use in a job, or that all tasks of an
+    array would write."""
+    if (out := option_of(arguments, "--out")) is not None:
+        raise ValueError(
+            f"out is {out}, but the run of a job is in the job's folder; leave it out, and give "
+            f"slurm.submit --folder, or set {JOB_FOLDER} for sbatch"
+        )
+    for flag in WRITTEN if is_array else ():
+        path = option_of(arguments, flag)
+        if path is not None and "%a" not in path:
+            raise ValueError(
+                f"{flag.removeprefix('--')} is {path}, which every task of the array would write; "
+                "put %a, the number of the task, into it"
+            )
 
 
 def flags_of(arguments: Sequence[str]) -> set[str]:

@@ -105,7 +105,8 @@ def was_interrupted(
     if not failed:
         if watched.exit_code in (0, BAD_USAGE, STOPPED_EXIT_CODE):
             return watched.exit_code == 0 and any(args.errors.glob("*.stopped"))
-        # In its grace time, SLURM neither signals the batch script nor starts further steps.
+        # A preemption signals no batch script. SLURM starts steps until the grace time is over, and
+        # none from then until it ends the job, which is up to half a minute later.
         return watched.is_stopped_early or scheduler.is_preempted(allocation.name)
     progress = _times(run, PROGRESS_FILE)
     has_trained = bool(progress) and progress[0] >= since_s

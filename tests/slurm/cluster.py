@@ -186,13 +186,17 @@ class Cluster:
             self.run("scontrol", "update", "NodeName=ALL", "State=RESUME")
         until(lambda: self.idle() == len(self.nodes), "the nodes are idle")
 
-    def hurry(self, job: str) -> None:
+    def hurry(self, job: str, *, restart: int = 1) -> None:
         """Starts a requeued job early: SLURM would wait until the credential of its last start
-        expires, which takes seconds and tests nothing."""
+        expires, which takes two minutes and tests nothing.
+
+        Args:
+            restart: number of the start that is waited for.
+        """
 
         def is_back() -> bool:
             now = self.state(job)  # on a busy machine it may have run to its end meanwhile
-            return now["JobState"] == "PENDING" or now["Restarts"] != "0"
+            return now["JobState"] == "PENDING" or int(now["Restarts"]) >= restart
 
         until(is_back, f"job {job} is queued again")
         time.sleep(1)  # a credential signed in the same second would be taken for the old one

@@ -251,7 +251,7 @@ def test_a_dead_node_ends_the_job_which_resumes_on_other_nodes(
     until(lambda: len(list_attempts(folder)) > 1, "it starts again")
     until(lambda: list_attempts(folder)[1].outcome != "running", "its second start ends")
     if list_attempts(folder)[1].outcome == "failed":
-        cluster.hurry(job)
+        cluster.hurry(job, restart=2)
     wait_for_outcome(folder, "done")
     _, *refused, _ = list_attempts(folder)
     assert all(a.reason.startswith(f"{NO_STEPS} in job {job} on node") for a in refused)

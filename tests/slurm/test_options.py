@@ -155,3 +155,48 @@ def test_a_partition_that_is_down_is_mentioned(
     finally:
         cluster.run("scontrol", "update", "PartitionName=endless", "State=UP")
     assert "it would wait: partition endless is down; nothing was" in capsys.readouterr().out
+
+
+SIGNALED_OR_REFUSED = """
+trap 'echo signaled >> events' TERM CONT
+touch begun
+while [ ! -e end ]; do
+    srun true >> events 2>&1 && echo stepped >> events
+    sleep 0.1
+done
+"""
+
+
+@pytest.mark.parametrize(
+    ("partition", "is_over", "expected"),
+    [("low", False, "stepped\nstepped"), ("brief", True, "step already completing or completed")],
+)
+def test_a_preempted_job_may_start_steps_until_its_grace_time_is_over_and_gets_no_signal(
+    partition: str, is_over: bool, expected: str, cluster: Cluster, work: Path
+) -> None:
+    (work / "script").write_text(f"#!/bin/bash\n{SIGNALED_OR_REFUSED}")
+    shape = ("--parsable", "--nodes=2", "--exclusive", "--time=10", f"--chdir={work}")
+    for _ in range(3):  # SLURM may end the job in the very moment in which its grace time is over
+        for name in ("begun", "end"):
+            (work / name).unlink(missing_ok=True)
+        options = (f"--partition={partition}", "--output=/dev/null", "--no-requeue")
+        job = cluster.run("sbatch", *shape, *options, str(work / "script")).strip()
+        until((work / "begun").exists, "the job runs")
+        owner = cluster.run(
+            "sbatch", *shape[:1], "--partition=high", "--nodes=3", "--exclusive",
+            "--output=/dev/null", "--wrap=true",
+        ).strip()  # fmt: skip
+        until(lambda job=job: "None" != cluster.state(job)["PreemptTime"], "it is preempted")
+        (work / "events").write_text("")
+
+        def has_event(*texts: str) -> bool:
+            return any(text in (work / "events").read_text() for text in texts)
+
+        until(lambda: has_event(expected, "signaled"), expected)
+        was_signaled = has_event("signaled")
+        cluster.run("scancel", owner)
+        (work / "end").touch()
+        until(lambda job=job: cluster.state(job)["JobState"] != "RUNNING", "its script has ended")
+        if not (is_over and was_signaled):
+            break
+    assert not was_signaled

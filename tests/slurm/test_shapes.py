@@ -11,7 +11,8 @@ import pytest
 from slurm import sbatch, submit
 from tests.slurm.cluster import controller_alone
 
-SHAPE = ["--gpu-type", "h200", "--time", "1-0", "--partition", "gpu", "--test-only"]
+SHAPE = ["--gpu-type", "h200", "--partition", "gpu"]
+GIVEN = {"--gpu-type": "h200", "--partition": "gpu", "--time": "1-0"}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,9 @@ def test_a_job_of_sixty_four_nodes_with_eight_gpus_is_accepted(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("SLURM_CONF", controller)
-    argv = ["recipes.gpt", "--folder", str(tmp_path / "job"), *SHAPE, *options]
+    given = GIVEN | dict(zip(options[::2], options[1::2], strict=True))
+    words = [word for option in given.items() for word in option]
+    argv = ["recipes.gpt", "--folder", str(tmp_path / "job"), *words, "--test-only"]
     code = submit.main([*argv, "--", "--size", "175b", "--strategy", "hsdp"])
     printed = capsys.readouterr()
     if expected is None:
@@ -60,7 +63,17 @@ def test_a_number_of_nodes_beyond_the_partition_is_named_and_nothing_is_queued(
 ) -> None:
     monkeypatch.setenv("SLURM_CONF", controller)
     monkeypatch.chdir(tmp_path)
-    argv = ["sweep", "--folder", str(tmp_path / "job"), *SHAPE[:-1], "--devices", "8", "--"]
+    argv = [
+        "sweep",
+        "--folder",
+        str(tmp_path / "job"),
+        *SHAPE,
+        "--time",
+        "1-0",
+        "--devices",
+        "8",
+        "--",
+    ]
     axes = ["--recipe", "gpt", "--strategy", "ddp", "--devices", "8", "--num-nodes"]
     assert submit.main([*argv, *axes, "1,64,65"]) == 2
     error = capsys.readouterr().err

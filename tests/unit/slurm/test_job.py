@@ -44,6 +44,7 @@ from unitransformer.record.schema import load_record, write_record
 
 STOPPED = JobEnd(outcome="stopped", reason="stopped by SIGUSR1 after step 3")
 NODE_DIED = JobEnd(outcome="failed", dead_nodes=["node2"])
+SUBMITTED_AT, ENDED_AT, REQUEUED_AT = (f"2026-01-01T0{hour}:00:00+00:00" for hour in (0, 1, 2))
 
 
 # ------------------------------------------------------------------------------------- shapes
@@ -537,6 +538,20 @@ def test_an_attempt_without_an_outcome_is_completed_by_the_next(
     # A finished attempt stays, and attempts of other jobs are left alone.
     for other in (replace(ATTEMPT, outcome="stopped"), replace(ATTEMPT, job="8")):
         assert job._close_if_lost(other, allocation, args) == other
+
+
+@pytest.mark.parametrize(
+    ("queued_at", "expected"),
+    [(SUBMITTED_AT, ENDED_AT), (REQUEUED_AT, REQUEUED_AT), (None, None)],
+)
+def test_a_start_waits_no_earlier_than_the_last_one_has_ended(
+    queued_at: str | None, expected: str | None
+) -> None:
+    """SLURM may keep the time of the submission."""
+    before = [replace(ATTEMPT, ended_at=ENDED_AT), replace(ATTEMPT, job="8", ended_at=REQUEUED_AT)]
+    again = replace(ATTEMPT, restart=1, queued_at=queued_at)
+    assert job._queued_after(before, again).queued_at == expected
+    assert job._queued_after([], again) == again
 
 
 @pytest.mark.parametrize("reason", [NOT_STARTED, CELL_RELEASED])

@@ -66,6 +66,53 @@ def place(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("sweep weak-nodes --max-nodes 7", "max-nodes is 7, and 18 cells need 8; give --max-nodes"),
         ("recipes.gpt --max-nodes 7", "max-nodes is 7, which is for sweeps; leave it out"),
         ("recipes.gpt --max-array-tasks 7", "max-array-tasks is 7, which is for sweeps; leave it"),
+        (
+            "recipes.gpt --max-parallel 7",
+            "max-parallel is 7, which is for sweeps; leave it out: --a",
+        ),
+        (
+            "recipes.gpt --dry-run --test-only",
+            "test-only asks SLURM and dry-run only prints; leave",
+        ),
+        (
+            "sweep quick --dry-run --test-only",
+            "test-only asks SLURM and dry-run only prints; leave",
+        ),
+        ("recipes.gpt --nodes 1e9", "nodes is 1000000000; it must be at most 65535"),
+        ("recipes.gpt --devices 4294967297", "devices is 4294967297; it must be at most 65535"),
+        ("recipes.gpt --array 0-9%4294967297", "%4294967297; at most 65535 tasks can run at once"),
+        ("sweep quick --max-parallel 1e9", "max-parallel is 1000000000; it must be at most 65535"),
+        ("recipes.gpt --nodes 2 --nodes=3", "--nodes is given 2 times; give it once"),
+        ("sweep quick --dry-run --dry-run", "--dry-run is given 2 times; give it once"),
+        ("recipes.gpt --array 5-1", "array is '5-1'; 5-1 holds no task, give 1-5"),
+        ("recipes.gpt --array 1,9-7:2%3", "array is '1,9-7:2%3'; 9-7 holds no task, give 7-9"),
+        ("recipes.gpt --array 1-9:0", "array is 1-9:0, with a step of 0; give 1 or more"),
+        ("recipes.gpt --array 0-4 -- --out x", "out is x, but the run of a job is in the job's fo"),
+        (
+            "recipes.gpt --array 0-4 -- --record r.json",
+            "record is r.json, which every task of the array would write; put %a, the number",
+        ),
+        ("recipes.gpt --array 0-4 -- --trace=t", "trace is t, which every task of the array would"),
+        (
+            "recipes.gpt --gpu-type h200 --dry-run -- --accelerator cpu",
+            "gpu-type is h200, but this job trains on CPUs; leave gpu-type out",
+        ),
+        (
+            "sweep quick --max-parallel 4 --max-array-tasks 0",
+            "max-parallel is 4, but with max-array-tasks 0 a sweep is one job without an array",
+        ),
+        ("sweep quick -- --left", "--left after --: cells that are finished are not submitted"),
+        ("sweep quick -- --prepare", "--prepare after --: the folder of the sweep is created when"),
+        (
+            "sweep quick -- --only-nodes 2",
+            "--only-nodes after --: each array runs the cells on its",
+        ),
+        ("sweep quick -- --run-cell 01-1", "--run-cell after --: it is for torchrun; the tasks of"),
+        ("sweep quick -- --price-per-hour 3", "--price-per-hour after --: only a plan has costs;"),
+        (
+            "sweep quick --time 1:00:00 -- --stop-after 60",
+            "--stop-after after --: it follows from the time, 1:00:00; leave it out",
+        ),
         ("sweep quick --max-array-tasks -1", "max_array_tasks is -1; give a number, or 0"),
         (
             "recipes.gpt --gpu-type a100_1g.5gb",
@@ -95,6 +142,36 @@ def test_bad_requests_are_one_line_and_submit_nothing(
     assert expected in printed.err
     assert printed.err.count("\n") == 1
     assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "extra", "expected"),
+    [
+        ("--partition day", "--partition=night", "partition is day, but extra of the cluster has"),
+        ("--time 1:00:00", "--time=9", "time is 1:00:00, but extra of the cluster has --time=9,"),
+        ("--name a", "--job-name=b", "name is a, but extra of the cluster has --job-name=b, which"),
+        ("--array 0-4", "--array=0-9", "array is 0-4, but extra of the cluster has --array=0-9,"),
+        ("--no-requeue", "--requeue", "no-requeue: extra of the cluster has --requeue; leave one"),
+    ],
+)
+def test_an_option_that_the_table_of_the_cluster_replaces_is_refused(
+    option: str, extra: str, expected: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "c.toml").write_text(f'[c]\nextra = ["{extra}"]\n')
+    argv = ["recipes.gpt", "--clusters", "c.toml", "--cluster", "c", "--dry-run"]
+    assert submit.main([*argv, *option.split()]) == 2
+    assert expected in capsys.readouterr().err
+    assert submit.main(argv) == 0
+    assert f"#SBATCH {extra}\n" in capsys.readouterr().out
+
+
+def test_tasks_of_an_array_write_to_paths_with_their_numbers(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = ["--", "--record", "r-%a.json", "--checkpoint-dir", "c/%a"]
+    assert submit.main(["recipes.gpt", "--array", "0-4", "--dry-run", *recipe]) == 0
+    one = ["--", "--record", "r.json"]
+    assert submit.main(["recipes.gpt", "--array", "3", "--dry-run", *one]) == 0
 
 
 def test_a_dry_run_prints_a_script_without_slurm(

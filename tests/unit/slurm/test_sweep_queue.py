@@ -1,8 +1,10 @@
 """Tests the arrays of a sweep over nodes, with SLURM's commands replaced by scripts."""
 
+import contextlib
 import json
 import re
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -187,7 +189,8 @@ def test_an_array_that_was_queued_with_other_options_is_not_taken_for_the_new_on
         ("--clusters c.toml --cluster c", "exclusive = none, not True"),
         ("-- --retry crashed", "arguments = s.yaml --only-nodes 1 --stop-after 6960, not s.yaml -"),
     ):
-        code, text = submitted(capsys, *time, *options.split())
+        given = () if "--time" in options else time
+        code, text = submitted(capsys, *given, *options.split())
         assert code == 2
         assert text.startswith(f"error: array 41 of this sweep is in the queue with {expected}")
         assert text.endswith("; give the same options, or cancel it first: scancel 41\n")
@@ -352,12 +355,21 @@ def test_a_thousand_cells_take_one_call_of_sbatch_per_shape_and_few_questions(
         asked.append(len(commands))
         return ask(commands, shape)
 
+    @contextlib.contextmanager
+    def open_counting(module: str, *, limit_s: float) -> Iterator[Callable[[str], str]]:
+        with open_here(module, limit_s=limit_s) as answer:
+            yield lambda line: parsed.append(line) or answer(line)  # type: ignore[func-returns-value]
+
+    parsed: list[str] = []
     monkeypatch.setattr(preflight, "_ask", count)
+    monkeypatch.setattr("scaling.sweep.plan.open_module", open_counting)
     assert submitted(capsys)[0] == 0
     calls = Counter((place / "calls").read_text().splitlines())
     assert calls["--parsable"] == 2
     (number,) = asked
-    assert number <= 2 + len(sizes) + len(seeds)  # not a question per cell
+    few = 2 + len(sizes) + len(seeds)
+    assert number <= few  # not a question per cell
+    assert len(parsed) <= few
 
 
 def test_the_status_of_an_array_costs_one_call_and_as_many_reads_as_it_has_tasks(
