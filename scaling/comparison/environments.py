@@ -193,7 +193,10 @@ def _removed_unless_complete(folder: Path) -> Iterator[None]:
 def _install(python: Path, packages: Sequence[str], constraints: Path, label: str) -> None:
     """Prints what will be installed, unless it is refused, and installs it."""
     arguments = ["--no-warn-conflicts", "--constraint", str(constraints), *packages]
-    plan = json.loads(_pip(python, ["--dry-run", "--report", "-", *arguments], label))["install"]
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder, "report")  # standard output would also have progress bars
+        _pip(python, ["--dry-run", "--report", str(report), *arguments], label)
+        plan = json.loads(report.read_text(encoding="utf-8"))["install"]
     print(f"{label}: installing {describe_plan(plan)}", flush=True)
     for line in other_builds(plan):
         print(f"{label}: {line}", flush=True)
@@ -245,8 +248,8 @@ def describe_plan(plan: Sequence[Mapping[str, Any]]) -> str:
     return f"{listed} from {' and '.join(dict.fromkeys(places))}" if places else listed
 
 
-def _pip(python: Path, arguments: Sequence[str], label: str) -> str:
-    """Returns what `pip install` prints; raises RuntimeError with its first error and the cause."""
+def _pip(python: Path, arguments: Sequence[str], label: str) -> None:
+    """Runs `pip install`; raises RuntimeError with its first error and the cause."""
     command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")  # alone says which packages conflict
@@ -261,7 +264,6 @@ def _pip(python: Path, arguments: Sequence[str], label: str) -> str:
         if done.returncode:
             logged = log.read_text(errors="replace") if log.exists() else ""
             raise RuntimeError(f"{label} cannot be installed: {_reason(done.stderr, logged)}")
-    return done.stdout
 
 
 def _reason(stderr: str, logged: str) -> str:

@@ -20,6 +20,7 @@ from scaling.prediction.time import predict_time
 from tests.benchmarks.counting import RECIPES, count, small_config
 from tests.builders.predictions import check_memory, random_configs
 from unitransformer.config import RunConfig
+from unitransformer.launch.devices import has_float16
 from unitransformer.machine.host import describe_cpu
 
 TEXT = {"width": 256, "feedforward_width": 1024, "num_layers": 4, "num_heads": 4}
@@ -148,6 +149,10 @@ def test_predicted_memory_is_that_of_real_runs(tmp_path: Path, is_whole_proof: b
 def test_predicted_collectives_are_those_of_real_runs(tmp_path: Path, is_whole_proof: bool) -> None:
     for number, case in enumerate(COUNTED if is_whole_proof else COUNTED[:1]):
         config = make_config(*case)
+        is_float16 = config.parallel.precision == "16-mixed"
+        if is_float16 and config.parallel.uses_deepspeed and not has_float16():
+            print(f"left out: {case}: DeepSpeed wants a CPU that multiplies float16")
+            continue
         folder = tmp_path / str(number)
         folder.mkdir()
         check_collectives(config, count(config, folder))
