@@ -24,6 +24,7 @@ from scaling.prediction.hardware import Hardware
 from scaling.prediction.parameters import (
     Parameter,
     count_numbers,
+    count_padded_rows,
     embedding_parameters,
     head_parameters,
     layer_parameters,
@@ -114,7 +115,7 @@ def _states(config: RunConfig) -> _States:
             whole_outer, whole_layer = count_numbers(outer), count_numbers(layer)
             is_one = ranks == 1  # which copies weights one by one, and keeps the copies
             # Collectives move equal shards: padded ones, if the ranks do not divide the rows.
-            padded_outer, padded_layer = ranks * _shard(outer, ranks), ranks * _shard(layer, ranks)
+            padded_outer, padded_layer = (count_padded_rows(p, ranks) for p in (outer, layer))
             whole_gradients = gathered_size * whole_outer + sum_size * padded_outer
             whole_gradients -= size * _shard(outer, ranks)
             if parallel.accelerator == "cpu":  # gloo copies what it scatters once more
