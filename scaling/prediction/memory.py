@@ -24,6 +24,7 @@ from scaling.prediction.hardware import Hardware
 from scaling.prediction.parameters import (
     Parameter,
     count_numbers,
+    count_padded_rows,
     embedding_parameters,
     head_parameters,
     layer_parameters,
@@ -89,6 +90,7 @@ class _States:
     layer_gradients: int = 0  # of the head and of a matrix of a layer
     all_layer_gradients: int = 0  # of the head and of a layer
     layer_buffers: int = 0  # that received a layer and the one before it
+    next_layer: int = 0  # that received the layer which the backward pass needs next
     waiting_gradients: int = 0  # whole ones at the end of the backward pass, if shards come later
     reduced_layer: int = 0  # the gradients of a layer in one array, until the next one is reduced
     layer_shard: int = 0  # what remains of it
@@ -110,12 +112,14 @@ def _states(config: RunConfig) -> _States:
             ranks = parallel.devices if parallel.strategy == "hsdp" else world
             outer, layer = outer_parameters(model), layer_parameters(model)
             shard = _shard(outer, ranks) + model.num_layers * _shard(layer, ranks)
-            # Without the padding of gathers, which is only large if ranks outnumber rows.
             whole_outer, whole_layer = count_numbers(outer), count_numbers(layer)
             is_one = ranks == 1  # which copies weights one by one, and keeps the copies
-            whole_gradients = (gathered_size + sum_size) * whole_outer - size * _shard(outer, ranks)
+            # Collectives move equal shards: padded ones, if the ranks do not divide the rows.
+            padded_outer, padded_layer = (count_padded_rows(p, ranks) for p in (outer, layer))
+            whole_gradients = gathered_size * whole_outer + sum_size * padded_outer
+            whole_gradients -= size * _shard(outer, ranks)
             if parallel.accelerator == "cpu":  # gloo copies what it scatters once more
-                whole_gradients = max(whole_gradients, 2 * sum_size * whole_outer)
+                whole_gradients = max(whole_gradients, 2 * sum_size * padded_outer)
             return _States(
                 parameters=size * shard,
                 optimizer=2 * size * shard,
@@ -124,14 +128,15 @@ def _states(config: RunConfig) -> _States:
                 gathered=gathered_size * (numbers if is_one else whole_outer),
                 gathered_layer=0 if is_one else gathered_size * whole_layer,
                 # FSDP2 frees the buffer of a gather after that of the next one is allocated.
-                root_buffers=0 if is_one else gathered_size * (whole_outer + whole_layer),
-                layer_buffers=0 if is_one else 2 * gathered_size * whole_layer,
+                root_buffers=0 if is_one else gathered_size * (padded_outer + padded_layer),
+                layer_buffers=0 if is_one else 2 * gathered_size * padded_layer,
+                next_layer=0 if is_one else gathered_size * padded_layer,
                 root_gradients=0 if is_one else whole_gradients,
                 head_gradients=gathered_size * _head_numbers(config),
                 layer_gradients=gathered_size
                 * (_head_numbers(config) + model.width * model.feedforward_width),
                 all_layer_gradients=gathered_size * (_head_numbers(config) + whole_layer),
-                reduced_layer=0 if is_one else sum_size * whole_layer,
+                reduced_layer=0 if is_one else sum_size * padded_layer,
                 layer_shard=0 if is_one else sum_size * _shard(layer, ranks),
                 buffers=_one_rank_buffers(config) if is_one else 0,
             )
@@ -360,7 +365,9 @@ def _moments(config: RunConfig, *, scratch: int) -> tuple[_Moment, ...]:
             moment=name,
             gradients=remaining + _early_gradients(config),
             # That which computes, and the next one if there is one.
-            gathered=states.gathered + min(2, layers - finished) * states.gathered_layer,
+            gathered=states.gathered
+            + states.gathered_layer
+            + (states.next_layer if layers - finished > 1 else 0),
             activations=saved
             | {"layers": saved["layers"] - freed}
             | {"gradients of a layer's results": _layer_gradients(config, is_last, scratch)},
@@ -378,7 +385,7 @@ def _moments(config: RunConfig, *, scratch: int) -> tuple[_Moment, ...]:
             moment=name,
             gradients=remaining,
             # Of the next one: what computed is dropped before.
-            gathered=states.gathered + min(1, layers - finished - 1) * states.gathered_layer,
+            gathered=states.gathered + (states.next_layer if layers - finished > 1 else 0),
             activations=saved
             | {"layers": saved["layers"] - freed}
             | {"gradients of a layer's results": 4 * number * rows * model.width},
@@ -428,7 +435,7 @@ def _moments(config: RunConfig, *, scratch: int) -> tuple[_Moment, ...]:
                 **common,
                 moment="gather of a layer in the backward pass",
                 gradients=remaining,
-                gathered=states.gathered + 3 * states.gathered_layer,
+                gathered=states.gathered + states.gathered_layer + 2 * states.next_layer,
                 activations=saved
                 | {"layers": saved["layers"] - of_last - (finished - 1) * others}
                 | {"gradients of a layer's results": number * rows * model.width},
@@ -520,7 +527,8 @@ def _recomputed_layers(
         communication = states.buffers + states.kept_buffers + finished * states.layer_shard
         communication += states.reduced_layer if finished else 0
         rest: dict[str, Any] = {**common, "logits": saved_logits if keeps_gradients(config) else 0}
-        gathered = states.gathered + min(2, layers - finished) * states.gathered_layer
+        following = states.next_layer if layers - finished > 1 else 0
+        gathered = states.gathered + states.gathered_layer + following
         new = 0 if states.layer_gradients else _new_gradient_size(config)
         # As computed, and with the float32 copy of autocast, when the input of the product is gone.
         matrix = new * width * hidden
@@ -558,7 +566,7 @@ def _recomputed_layers(
                 **rest,
                 moment=f"reduction of the {name}",
                 gradients=gradients,
-                gathered=states.gathered + min(1, layers - finished - 1) * states.gathered_layer,
+                gathered=states.gathered + following,
                 activations=kept | {"gradients of a layer's results": rows * width * residual},
                 communication=states.all_layer_gradients
                 + states.reduced_layer
