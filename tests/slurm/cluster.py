@@ -199,9 +199,12 @@ class Cluster:
             return now["JobState"] == "PENDING" or int(now["Restarts"]) >= restart
 
         until(is_back, f"job {job} is queued again")
-        time.sleep(1)  # a credential signed in the same second would be taken for the old one
-        with contextlib.suppress(subprocess.CalledProcessError):  # it runs already
-            self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+        while (before := self.state(job))["JobState"] == "PENDING":
+            time.sleep(1)  # a credential signed in the same second would be taken for the old one
+            if self.state(job)["Restarts"] == before["Restarts"]:
+                with contextlib.suppress(subprocess.CalledProcessError):  # it runs already
+                    self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+                return
 
     @contextlib.contextmanager
     def configured(self, **values: str) -> Iterator[None]:
