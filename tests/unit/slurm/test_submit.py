@@ -87,7 +87,7 @@ def place(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("recipes.gpt --array 5-1", "array is '5-1'; 5-1 holds no task, give 1-5"),
         ("recipes.gpt --array 1,9-7:2%3", "array is '1,9-7:2%3'; 9-7 holds no task, give 7-9"),
         ("recipes.gpt --array 1-9:0", "array is 1-9:0, with a step of 0; give 1 or more"),
-        ("recipes.gpt --array 0-4 -- --out x", "out is x, but the run of a job is in the job's fo"),
+        ("recipes.gpt --array 0-4 -- --out x", "out is x, but the run of a job is in"),
         (
             "recipes.gpt --array 0-4 -- --record r.json",
             "record is r.json, which every task of the array would write; put %a, the number",
