@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # lightning 2.6.6 with deepspeed 0.19.8: with accumulate_grad_batches=N gradients are N times too small.
-# Lightning divides the loss of each batch by N, and tells DeepSpeed about N, which divides by it again. AdamW
+# Lightning divides the loss of each batch by N, and gives N to DeepSpeed, which divides by it again. AdamW
 # hides the factor in the loss; clipping and SGD do not. (Lightning refuses DeepSpeed on a CPU: the subclass below
 # skips this check alone.)
 # Expected: the same gradient as without DeepSpeed.
