@@ -98,7 +98,9 @@ def check_options(arguments: Sequence[str]) -> None:
         case ["python", "-m", "scaling", "sweep", *options] if "--dry-run" in options:
             call("scaling", ["sweep", *options])
         case ["python", "-m", "scaling", "sweep", *options]:
-            asked = [option for option in options if option != "--watch"]
+            at = options.index("--run-cell") if "--run-cell" in options else len(options)
+            every = options[:at] + options[at + 2 :]  # instead of one cell
+            asked = [option for option in every if option != "--watch"]
             cells = call("scaling", ["sweep", *asked, "--list"]).splitlines()
             for cell in cells if len(cells) <= MAX_CELLS else (cells[0], cells[-1]):
                 check_options(shlex.split(cell))

@@ -395,7 +395,7 @@ def test_a_tied_head_may_be_missing_from_the_file(is_tied: bool, tmp_path: Path)
 
 def test_an_untied_head_in_the_file_is_refused_for_a_tied_model(tmp_path: Path) -> None:
     torch.save(plain_weights(), tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match=r"has a separate head; model\.tied_head is true"):
+    with pytest.raises(ValueError, match=r"has a separate head; model\.tied-head is true"):
         read_weights(tmp_path / "weights.pt", config_of(tied_head=True).model)
 
 

@@ -20,7 +20,7 @@ TINY = (
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--recipe gtp", "Got value: gtp"),
+        ("--recipe gtp", "recipe is 'gtp'; did you mean gpt?"),
         ("--peers plain,nonogpt", "peers holds 'nonogpt'; did you mean nanogpt?"),
         ("--peers timm", "peers holds timm, which does not train gpt; known: plain, nanogpt, gpt2"),
         ("--peers plain --compile fast", "compile holds 'fast'; known: off, default"),
