@@ -4,6 +4,7 @@ import datetime
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -489,5 +490,5 @@ def _notes(options: PredictOptions, calibration: Sequence[str]) -> Iterator[str]
     yield from calibration
     for reason in options.left_out:
         yield f"left out: {reason}"
-    sources = " and ".join(options.hardware.sources.values()).split(" and ")
-    yield "\n".join(["sources of the hardware's figures:", *dict.fromkeys(sources)])
+    sources = dict.fromkeys(chain.from_iterable(options.hardware.sources.values()))
+    yield "\n".join(["sources of the hardware's figures:", *sources])

@@ -1,6 +1,7 @@
 """Reads what a prediction needs to know of a machine: devices, memory, peaks and links.
 
-A hardware file is TOML. Each group states its figures as text with a unit, and their source:
+A hardware file is TOML. Each group states its figures as text with a unit, and their sources:
+title, date and address, or "assumption: ..." for a figure that nobody publishes:
 
     gpu = "H100 SXM"            # a name of unitransformer/costs/gpus.py, which has peaks and links
     devices_per_node = 8
@@ -8,12 +9,12 @@ A hardware file is TOML. Each group states its figures as text with a unit, and 
     [memory]
     size = "80 GB"              # of one device
     context = "1 GiB"           # of it, what driver, libraries and communicators take
-    source = "https://..."
+    source = ["size: Example 80 GB data sheet, 2026-01, https://...", "assumption: the context"]
 
     [intra_node]                # between the devices of a node; so is [inter_node] between nodes
     latency = "3.4 us"          # of one step of a ring
     bandwidth = "450 GB/s"      # of one device in one direction; by default half of the GPU's link
-    source = "https://..."
+    source = "Example link manual, 2026-01, https://..."    # one text, or a list
 
 A GPU that is not in the table also needs [peaks], such as `bfloat16 = "989 TFLOP/s"`, with
 `memory_bandwidth = "3.35 TB/s"` and a source. [price] with `per_device_hour` in USD is optional.
@@ -81,7 +82,7 @@ class Hardware:
     intra_node: Link
     inter_node: Link
     price_per_device_hour: float | None = None  # USD
-    sources: Mapping[str, str] = field(default_factory=dict)  # field -> URL or command
+    sources: Mapping[str, Sequence[str]] = field(default_factory=dict)  # group -> where it is from
     # Of a machine that was calibrated: fitted by collective, with `devices_per_node` ranks.
     collectives: Mapping[Collective, Link] = field(default_factory=dict)
     is_measured: bool = False  # peaks and links were reached in a calibration, not in data sheets
@@ -146,10 +147,10 @@ class _File:
         if context >= memory:
             raise self._error("memory.context", f"it must be less than memory.size {memory:g} B")
         sources = {
-            group: self._text(f"{group}.source") for group in self.values if group in known[2:]
+            group: self._texts(f"{group}.source") for group in self.values if group in known[2:]
         }
         if gpu is not None:
-            sources = {"peaks": gpu.source} | sources
+            sources = {"gpu": [f"peaks and link: data sheet of {gpu.name}, {gpu.source}"]} | sources
         return Hardware(
             name=self.path.stem,
             gpu=None if gpu is None else gpu.name,
@@ -224,6 +225,13 @@ class _File:
         if not isinstance(value, str) or not value.strip():
             raise self._error(name, "it must be text")
         return value
+
+    def _texts(self, name: str) -> list[str]:
+        value = self._value(name)
+        texts = value if isinstance(value, list) else [value]
+        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise self._error(name, "it must be text, or a list of texts")
+        return texts
 
     def _count(self, name: str) -> int:
         value = self._value(name)
@@ -310,7 +318,7 @@ def from_calibration(calibration: Calibration, host_bytes: int | None) -> Hardwa
         memory_bytes_per_s=copy,
         intra_node=link,
         inter_node=file.inter_node if file else link,
-        sources={"this machine": f"python -m scaling calibrate, {calibration.made_at}"},
+        sources={"this machine": [f"python -m scaling calibrate, {calibration.made_at}"]},
         collectives=links,
         is_measured=True,
     )

@@ -1,5 +1,6 @@
 """Tests hardware files: figures with units and sources, and one clear error for a bad one."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -43,12 +44,52 @@ def load(tmp_path: Path, text: str) -> Hardware:
 def test_every_built_in_file_states_sources_and_plausible_figures(name: str) -> None:
     hardware = load_hardware(name)
     assert hardware.devices_per_node == 8
-    assert all("https://" in source for source in hardware.sources.values())
-    assert hardware.sources.keys() == {"peaks", "memory", "intra_node", "inter_node"}
-    assert 30e9 < hardware.memory_bytes < 300e9
+    assert hardware.sources.keys() == {"gpu", "memory", "intra_node", "inter_node"}
+    for sources in hardware.sources.values():
+        published = [text for text in sources if not text.startswith("assumption: ")]
+        assert published
+        assert all(re.search(r"\w, https://\S+\w/?$", text) for text in published)  # after a title
+    assert 20e9 < hardware.memory_bytes < 310e9
     assert hardware.intra_node.bytes_per_s > hardware.inter_node.bytes_per_s
     assert hardware.intra_node.latency_s < hardware.inter_node.latency_s < 1e-4
     assert hardware.peak_flops == next(g for g in GPUS if g.name == hardware.gpu).dense_flops_per_s
+
+
+# Memory in GB and the network in Gbit/s of the machines that the sources describe, and the bytes
+# per second that a device sends to the others of its node: half of what data sheets count.
+@pytest.mark.parametrize(
+    ("name", "memory_gb", "network_gbit", "devices_per_adapter", "link_bytes_per_s"),
+    [
+        ("a100-40-sxm-8", 40, 200, 1, 300e9),
+        ("a100-80-sxm-8", 80, 200, 1, 300e9),
+        ("h100-sxm-8", 80, 400, 1, 450e9),
+        ("h200-sxm-8", 141, 400, 1, 450e9),
+        ("b200-8", 180, 400, 1, 900e9),
+        ("b300-8", 288, 800, 1, 900e9),
+        ("l40s-8", 48, 400, 8, 32e9),
+        ("l4-8", 24, 100, 8, 32e9),
+        ("a10g-8", 24, 100, 8, 32e9),
+        ("mi300x-8", 192, 400, 1, 448e9),  # seven links of 64 GB/s
+        ("mi355x-8", 288, 400, 1, 537.5e9),
+    ],
+)
+def test_built_in_files_hold_what_the_machines_have(
+    name: str,
+    memory_gb: int,
+    network_gbit: int,
+    devices_per_adapter: int,
+    link_bytes_per_s: float,
+) -> None:
+    hardware = load_hardware(name)
+    # A driver keeps some; AMD and some NVIDIA sheets count GiB.
+    assert 0.9 * memory_gb * 1e9 < hardware.memory_bytes <= memory_gb * 2**30
+    assert hardware.inter_node.bytes_per_s == network_gbit * 1e9 / 8 / devices_per_adapter
+    assert hardware.intra_node.bytes_per_s == link_bytes_per_s
+
+
+def test_every_built_in_file_is_held_by_the_test_above() -> None:
+    held = test_built_in_files_hold_what_the_machines_have.pytestmark[0].args[1]
+    assert {row[0] for row in held} == {path.stem for path in FOLDER.glob("*.toml")}
 
 
 def test_units_are_converted(tmp_path: Path) -> None:
@@ -83,7 +124,18 @@ def test_a_gpu_without_data_sheet_needs_its_peaks(tmp_path: Path) -> None:
         ("400 Gbit/s", "400 Gbit", "inter_node.bandwidth is '400 Gbit'"),
         ("10 us", "10 GB", "inter_node.latency is '10 GB'; .* as in \"8 us\""),
         ("[inter_node]", "[between]", "between is not a field"),
+        ('source = "https://example.org/sheet"\n', "", "memory.source is missing"),
         ('source = "https://example.org/link"\n', "", "intra_node.source is missing"),
+        ('source = "https://example.org/network"\n', "", "inter_node.source is missing"),
+        (
+            "[memory]",
+            '[peaks]\nbfloat16 = "1 TFLOP/s"\nmemory_bandwidth = "1 TB/s"\n[memory]',
+            "peaks.source is missing",
+        ),
+        ("[memory]", '[price]\nper_device_hour = "2 USD"\n[memory]', "price.source is missing"),
+        ('"https://example.org/link"', "[]", r"intra_node.source is \[\]; it must be text, or a"),
+        ('"https://example.org/link"', '["a", " "]', "intra_node.source is .* or a list of texts"),
+        ('"https://example.org/link"', "3", "intra_node.source is 3; it must be text, or a list"),
         ("[memory]", '[price]\nper_device_hour = "-2 USD"\nsource = "x"\n[memory]', "0.001 USD to"),
         ("80 GB", "80 B", "memory.size is '80 B'; it must be 1 GB to 10 TB"),
         ("10 us", "1 s", "inter_node.latency is '1 s'; it must be 10 ns to 10 ms"),
@@ -106,9 +158,20 @@ def test_a_bad_file_is_one_error_that_names_file_field_and_value(
     assert len(str(raised.value).splitlines()) == 1
 
 
-def test_an_unknown_name_suggests_the_nearest() -> None:
-    with pytest.raises(ValueError, match="h100-smx-8 is unknown; did you mean h100-sxm-8"):
-        load_hardware("h100-smx-8")
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("h100-smx-8", "h100-sxm-8"),
+        ("b300", "b300-8"),
+        ("a10", "a10g-8"),
+        ("mi355-8", "mi355x-8"),
+        ("l4", "l4-8 or l40s-8"),
+        ("L40-8", "l40s-8"),
+    ],
+)
+def test_an_unknown_name_suggests_the_nearest(name: str, nearest: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is unknown; did you mean .*{nearest}"):
+        load_hardware(name)
     assert "this-machine" in list_hardware()
 
 

@@ -150,7 +150,7 @@ def test_validating_refuses_options_that_it_does_not_use() -> None:
 
 
 def test_the_parser_lists_every_hardware() -> None:
-    assert "mi300x-8, this-machine" in build_predict_parser().format_help().replace("\n", " ")
+    assert "mi355x-8, this-machine" in build_predict_parser().format_help().replace("\n", " ")
 
 
 def test_on_a_cpu_a_command_runs_one_process_unless_it_says_more() -> None:
