@@ -33,6 +33,23 @@ bandwidth = "400 Gbit/s"
 source = "https://example.org/network"
 """
 
+# Memory in GB and the network in Gbit/s of the machines that the sources describe, the devices that
+# share an adapter, and the bytes per second that a device sends to the others of its node: half of
+# what data sheets count.
+MACHINES = [
+    ("a100-40-sxm-8", 40, 200, 1, 300e9),
+    ("a100-80-sxm-8", 80, 200, 1, 300e9),
+    ("h100-sxm-8", 80, 400, 1, 450e9),
+    ("h200-sxm-8", 141, 400, 1, 450e9),
+    ("b200-8", 180, 400, 1, 900e9),
+    ("b300-8", 288, 800, 1, 900e9),
+    ("l40s-8", 48, 400, 8, 32e9),
+    ("l4-8", 24, 100, 8, 32e9),
+    ("a10g-8", 24, 100, 8, 32e9),
+    ("mi300x-8", 192, 400, 1, 448e9),  # seven links of 64 GB/s
+    ("mi355x-8", 288, 400, 1, 537.5e9),
+]
+
 
 def load(tmp_path: Path, text: str) -> Hardware:
     path = tmp_path / "mine.toml"
@@ -55,23 +72,8 @@ def test_every_built_in_file_states_sources_and_plausible_figures(name: str) -> 
     assert hardware.peak_flops == next(g for g in GPUS if g.name == hardware.gpu).dense_flops_per_s
 
 
-# Memory in GB and the network in Gbit/s of the machines that the sources describe, and the bytes
-# per second that a device sends to the others of its node: half of what data sheets count.
 @pytest.mark.parametrize(
-    ("name", "memory_gb", "network_gbit", "devices_per_adapter", "link_bytes_per_s"),
-    [
-        ("a100-40-sxm-8", 40, 200, 1, 300e9),
-        ("a100-80-sxm-8", 80, 200, 1, 300e9),
-        ("h100-sxm-8", 80, 400, 1, 450e9),
-        ("h200-sxm-8", 141, 400, 1, 450e9),
-        ("b200-8", 180, 400, 1, 900e9),
-        ("b300-8", 288, 800, 1, 900e9),
-        ("l40s-8", 48, 400, 8, 32e9),
-        ("l4-8", 24, 100, 8, 32e9),
-        ("a10g-8", 24, 100, 8, 32e9),
-        ("mi300x-8", 192, 400, 1, 448e9),  # seven links of 64 GB/s
-        ("mi355x-8", 288, 400, 1, 537.5e9),
-    ],
+    ("name", "memory_gb", "network_gbit", "devices_per_adapter", "link_bytes_per_s"), MACHINES
 )
 def test_built_in_files_hold_what_the_machines_have(
     name: str,
@@ -87,9 +89,11 @@ def test_built_in_files_hold_what_the_machines_have(
     assert hardware.intra_node.bytes_per_s == link_bytes_per_s
 
 
-def test_every_built_in_file_is_held_by_the_test_above() -> None:
-    held = test_built_in_files_hold_what_the_machines_have.pytestmark[0].args[1]
-    assert {row[0] for row in held} == {path.stem for path in FOLDER.glob("*.toml")}
+def test_every_built_in_file_is_held_by_the_test_above_and_listed_in_the_manual() -> None:
+    names = {path.stem for path in FOLDER.glob("*.toml")}
+    assert {machine[0] for machine in MACHINES} == names
+    manual = (FOLDER.parents[1] / "README.md").read_text(encoding="utf-8")
+    assert [name for name in names if f"`{name}`" not in manual] == []
 
 
 def test_units_are_converted(tmp_path: Path) -> None:
