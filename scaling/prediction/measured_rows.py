@@ -17,14 +17,19 @@ from scaling.prediction.time import MeasuredStep, TimeModel, software_of
 from scaling.prediction.work import gpu_family, work_of_config
 from scaling.store.run import Run
 from unitransformer.costs.gpus import find_gpu
+from unitransformer.machine.alpha_beta import Collective
 from unitransformer.machine.host import describe_host
 
 SOURCE = "measured"
 CPU = ("cpu", "cpu_cores")  # what distinguishes one CPU from another
-# Of gloo between processes of one machine, where no calibration says better.
-GLOO = Link(latency_s=1e-4, bytes_per_s=1.5e9)
-# `ProcessGroupGloo` adds up whole arrays on every rank, as an all-reduce, and keeps a shard.
-GLOO_REDUCE_SCATTER = Link(latency_s=2 * GLOO.latency_s, bytes_per_s=GLOO.bytes_per_s / 2)
+# Of gloo between two processes of one machine: what `scaling calibrate --devices 2 --seconds 20`
+# found on two idle cores with AVX-512. `ProcessGroupGloo` gathers into arrays of its own, which it
+# copies. To reduce and scatter it sums whole arrays, as an all-reduce, and copies a shard.
+GLOO = Link(latency_s=1.5e-4, bytes_per_s=1.5e9)
+GLOO_COLLECTIVES: dict[Collective, Link] = {
+    "all_gather": Link(latency_s=2.2e-4, bytes_per_s=0.87e9),
+    "reduce_scatter": Link(latency_s=4.4e-4, bytes_per_s=0.42e9),
+}
 
 CPU_PRIORS = PRIORS | {
     "matmul_share": Prior(value=0.80, spread=0.15, is_share=True),
@@ -145,7 +150,7 @@ def cpu_of(run: Run) -> Hardware:
         memory_bytes_per_s=statistics.median(copies),
         intra_node=GLOO,
         inter_node=GLOO,
-        collectives={"reduce_scatter": GLOO_REDUCE_SCATTER},
+        collectives=GLOO_COLLECTIVES,
         is_measured=True,
     )
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from scaling.prediction.communication import collectives_of_step
+from scaling.prediction.copies import copied_bytes
 from scaling.prediction.hardware import Hardware, Link
 from unitransformer.config import RunConfig
 from unitransformer.costs.flops import count_parameters, count_predicted_positions
@@ -148,6 +149,9 @@ def work_of_config(config: RunConfig, hardware: Hardware) -> StepWork:
     logits = samples * predicted * config.num_logits
     weights = float(count_parameters(model))
     sharded = parallel.strategy not in ("auto", "single", "ddp")
+    # A GPU copies in streams of their own, beside the computation.
+    node_size = hardware.devices_per_node
+    copied = copied_bytes(config, node_size=node_size) if hardware.is_cpu else 0.0
     return StepWork(
         parameters=weights,
         ranks=parallel.world_size,
@@ -167,8 +171,7 @@ def work_of_config(config: RunConfig, hardware: Hardware) -> StepWork:
         repeated_scores_s=0.0,
         repeated_elements_s=0.0 if repeats == "off" else elements,
         update_s=weights / (parallel.world_size if sharded else 1) * BYTES_OF_UPDATE / bytes_per_s,
-        # A GPU copies in streams of their own, beside the computation.
-        copied_s=_copied_bytes(config) / bytes_per_s if hardware.is_cpu else 0.0,
+        copied_s=copied / bytes_per_s,
         attention_blocks=_attention_blocks(config) if hardware.is_cpu else 0.0,
         doublings=max(0.0, math.log2(parallel.world_size / hardware.devices_per_node)),
         is_eight_bits=0.0,
@@ -213,26 +216,3 @@ def _attention_blocks(config: RunConfig) -> float:
     layers, predicted = config.model.num_layers, count_predicted_positions(config)
     of_layers = (layers - 1) * blocks(config.sequence_length) + blocks(predicted)
     return float(config.batch_size * config.model.num_heads * of_layers)
-
-
-def _copied_bytes(config: RunConfig) -> float:
-    """Returns the bytes that are read and written to copy weights and gradients, per micro-batch.
-
-    Autocast casts float32 weights for the products, and their gradients back. FSDP casts its shard
-    for each of two gathers and copies the gathered weights to their places; it copies gradients
-    into one array to reduce them. DeepSpeed copies gradients into a bucket and out of it; then
-    those of its share into one array and to float32, scales them, reads them for their norm, and
-    copies the new weights back.
-    """
-    parallel, numbers = config.parallel, count_parameters(config.model)
-    if parallel.strategy in ("auto", "single", "ddp"):
-        return 2.0 * (4 + 2) * numbers if parallel.precision in ("bf16-mixed", "16-mixed") else 0.0
-    size = 4 if parallel.precision == "32-true" else 2
-    share = numbers / (parallel.devices if parallel.strategy == "hsdp" else parallel.world_size)
-    if parallel.uses_deepspeed:
-        to_float32 = 0 if size == 4 else size + 4
-        of_step = (2 * size + to_float32 + 8 + 4 + 4 + size) * share
-        return 4.0 * size * numbers + of_step / config.accumulate
-    summed = 2 if parallel.precision == "bf16-true" else 4
-    gather = 2.0 * size * numbers + (summed + size) * share
-    return 2 * gather + (size + summed) * numbers

@@ -13,13 +13,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from scaling.prediction.communication import AGREEMENT, collectives_of_step
+from scaling.prediction.copies import copied_bytes
 from scaling.prediction.fit_file import default_model
 from scaling.prediction.hardware import Hardware, load_hardware
 from scaling.prediction.memory import predict_memory
 from scaling.prediction.time import predict_time
+from tests.benchmarks.copied_bytes import count_copied_bytes
 from tests.benchmarks.counting import RECIPES, count, small_config
 from tests.builders.predictions import check_memory, random_configs
 from unitransformer.config import RunConfig
+from unitransformer.costs.flops import count_parameters
 from unitransformer.launch.devices import has_float16
 from unitransformer.machine.host import describe_cpu
 
@@ -71,6 +74,7 @@ CASES: list[tuple[str, str, int, dict[str, Any]]] = [
 FAST = 2  # cases without `--whole-proof`
 pytestmark = pytest.mark.timeout(3600)  # of all cases
 MEDIAN, WORST, LOW = 0.03, 0.08, -0.03  # of predicted / measured - 1
+COPIES = 0.15  # of the bytes of the weights: what the test counts of activations
 
 # Collectives alone, with tiny models: ranks, nodes and options.
 COUNTED: list[tuple[str, str, int, int, dict[str, Any]]] = [
@@ -85,6 +89,39 @@ COUNTED: list[tuple[str, str, int, int, dict[str, Any]]] = [
     ("vit", "zero2", 4, 1, {"accumulate": 2}),
     ("gpt", "zero2", 2, 1, {"precision": "16-mixed"}),
     ("gpt", "zero3", 4, 1, HALF | {"accumulate": 2}),
+]
+
+# Copies of weights and gradients: ranks and options.
+COPIED: list[tuple[str, str, int, dict[str, Any]]] = [
+    ("gpt", "zero2", 1, HALF),
+    ("gpt", "fsdp", 2, HALF),
+    ("gpt", "single", 1, {}),
+    ("gpt", "single", 1, HALF),
+    ("vit", "single", 1, HALF),
+    ("gpt", "ddp", 1, {}),
+    ("bert", "ddp", 2, HALF),
+    ("gpt", "ddp", 2, TRUE),
+    ("gpt", "ddp", 2, {"accumulate": 2}),
+    ("gpt", "fsdp", 1, {}),
+    ("gpt", "fsdp", 1, HALF),
+    ("gpt", "fsdp", 2, {}),
+    ("gpt", "fsdp", 2, TRUE),
+    ("gpt", "fsdp", 2, FULL),
+    ("gpt", "fsdp", 2, HALF | {"accumulate": 2}),
+    ("gpt", "fsdp1", 2, {}),
+    ("gpt", "fsdp1", 2, HALF),
+    ("gpt", "hsdp", 2, HALF),
+    ("gpt", "zero1", 1, {}),
+    ("gpt", "zero1", 2, {"accumulate": 2}),
+    ("gpt", "zero2", 1, {}),
+    ("gpt", "zero2", 2, {}),
+    ("gpt", "zero2", 2, HALF),
+    ("gpt", "zero2", 2, HALF | {"accumulate": 2}),
+    ("vit", "zero2", 2, HALF),
+    ("gpt", "zero3", 1, {}),
+    ("gpt", "zero3", 2, {}),
+    ("gpt", "zero3", 1, HALF),
+    ("gpt", "zero3", 2, HALF),
 ]
 
 
@@ -156,6 +193,23 @@ def test_predicted_collectives_are_those_of_real_runs(tmp_path: Path, is_whole_p
         folder = tmp_path / str(number)
         folder.mkdir()
         check_collectives(config, count(config, folder))
+
+
+def test_predicted_copies_are_those_of_real_runs(tmp_path: Path, is_whole_proof: bool) -> None:
+    errors = {}
+    for number, case in enumerate(COPIED if is_whole_proof else COPIED[:FAST]):
+        recipe, strategy, ranks, options = case
+        # So few positions that copies of activations are few.
+        shape = SHAPES[recipe] | ({} if recipe == "vit" else {"num_positions": 8})
+        config = make_config(recipe, strategy, ranks, 1, options, **shape)
+        config = replace(config, batch_size=1)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        counted = count_copied_bytes(config, folder)
+        weight = 4 * count_parameters(config.model)
+        errors[str(case)] = (copied_bytes(config, node_size=8) - counted) / weight
+        print(f"{errors[str(case)]:+.3f} {counted / weight:.3f} {case}")
+    assert max(map(abs, errors.values())) <= COPIES
 
 
 def test_ten_thousand_random_predictions_are_sensible(is_whole_proof: bool) -> None:

@@ -6,6 +6,11 @@ import pytest
 
 from scaling.prediction.fit_file import default_model
 from scaling.prediction.hardware import THIS_MACHINE, load_hardware
+from scaling.prediction.parameters import (
+    count_numbers,
+    embedding_parameters,
+    outer_parameters,
+)
 from scaling.prediction.time import MeasuredStep, StepTime, predict_time
 from scaling.prediction.work import collective_s, work_of_config
 from unitransformer.config import ModelConfig, ParallelConfig, RunConfig
@@ -81,16 +86,22 @@ def in_float32(run: RunConfig) -> RunConfig:
 def test_only_a_cpu_waits_for_copies_of_weights_and_gradients() -> None:
     cpu, base, ddp = CPU, config(), config(strategy="ddp")
     numbers = work_of_config(base, cpu).parameters
+    outer = count_numbers(outer_parameters(base.model))
     assert work_of_config(base, H100).copied_s == work_of_config(ddp, H100).copied_s == 0
-    # Autocast casts each weight, and its gradient back.
-    assert work_of_config(ddp, cpu).copied_s == numbers * (4 + 2 + 2 + 4)
-    assert work_of_config(in_float32(ddp), cpu).copied_s == 0
-    # bf16-mixed on 8 ranks: shards cast (4 + 2) and weights copied (2 + 2), twice; gradients
-    # copied to float32 (2 + 4).
-    assert work_of_config(base, cpu).copied_s == numbers * (2 * (6 / 8 + 4) + 6)
-    # Two copies of gradients (8 + 8); of a share 28 bytes, in the step.
+    # Autocast casts each weight of a product, and its gradient back; DDP fills its buckets.
+    embedding = count_numbers(embedding_parameters(base.model))
+    casts = (numbers - embedding) * (4 + 2 + 2 + 4)
+    assert work_of_config(ddp, cpu).copied_s == casts + 8 * numbers
+    assert work_of_config(in_float32(ddp), cpu).copied_s == 8 * numbers
+    # bf16-mixed on 8 ranks: shards cast (4 + 2) and copied (2 + 2), what is gathered (2 + 2),
+    # of layers twice; gradients to float32 (2 + 4), and their shards copied (4 + 4).
+    gathered = 2 * numbers - outer
+    expected = gathered * (10 / 8 + 4) + numbers * (6 + 8 / 8)
+    assert work_of_config(base, cpu).copied_s == pytest.approx(expected, rel=1e-3)  # padding
+    # Gradients to a bucket, joined, divided (8 each). Of a share: copied twice, joined (8 each), a
+    # norm in float64 (12 + 4), new weights (8).
     zero = in_float32(config(strategy="zero2"))
-    assert work_of_config(zero, cpu).copied_s == numbers * (16 + 28 / 8)
+    assert work_of_config(zero, cpu).copied_s == numbers * (24 + (24 + 16 + 8) / 8)
 
 
 def test_only_a_cpu_starts_products_of_attention_in_16_bits_one_by_one() -> None:
