@@ -147,15 +147,12 @@ def _format(planned: PlannedCell) -> str:
 def _totals(cells: Sequence[PlannedCell], hardware: Hardware, price: float | None) -> list[str]:
     predicted = [planned for planned in cells if planned.prediction is not None]
     fitting = [(p.prediction, p.repeats) for p in predicted if p.prediction and p.prediction.fits]
-    num_runs, num_fitting = sum(p.repeats for p in cells), sum(n for _, n in fitting)
-    num_predicted = sum(p.repeats for p in predicted)
-    counts = format_count(len(cells), "cell")
-    if num_runs > len(cells):
-        counts += f", {format_count(num_runs, 'launch', 'launches')}"
-    counts += f" on {hardware.name}: {num_fitting:,} fit, "
-    counts += f"{num_predicted - num_fitting:,} will not fit"
-    if num_predicted < num_runs:
-        counts += f", {num_runs - num_predicted:,} refused"
+    counts = f"{format_count(len(cells), 'cell')} on {hardware.name}: {len(fitting):,} fit"
+    if (num_runs := sum(n for _, n in fitting)) > len(fitting):
+        counts += f" ({format_count(num_runs, 'launch', 'launches')})"
+    counts += f", {len(predicted) - len(fitting):,} will not fit"
+    if len(predicted) < len(cells):
+        counts += f", {len(cells) - len(predicted):,} refused"
     if not fitting:
         return [counts]
     are_known = all(p.time.provenance != "extrapolated" for p, _ in fitting)

@@ -26,7 +26,7 @@ def test_totals_are_sums_over_cells_that_fit_and_their_repeats() -> None:
     text = render_cells(cells, NODE, price_per_hour=2.0)
     hours = sum(2 * c.prediction.run_s.low for c in cells if c.prediction and c.prediction.fits)
     totals = text.split("\n\n")[0].splitlines()
-    assert totals[0] == "4 cells, 8 launches on h100-sxm-8: 6 fit, 2 will not fit"
+    assert totals[0] == "4 cells on h100-sxm-8: 3 fit (6 launches), 1 will not fit"
     assert f"{8 * hours / 3600:,.3g} to " in totals[2]
     assert f"{8 * hours / 3600 * 2.0:,.2f} to " in totals[2]
     assert "USD at 2.00 each: for the steps alone" in totals[2]
