@@ -20,6 +20,7 @@ A GPU that is not in the table also needs [peaks], such as `bfloat16 = "989 TFLO
 `memory_bandwidth = "3.35 TB/s"` and a source. [price] with `per_device_hour` in USD is optional.
 """
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -109,23 +110,50 @@ def load_hardware(name_or_path: str) -> Hardware:
     path = Path(name_or_path)
     if path.suffix != ".toml" and "/" not in name_or_path:
         path = FOLDER / f"{name_or_path}.toml"
-        if not path.is_file():
+        if name_or_path not in list_hardware():
             # "h100" is closest to all names that hold it.
             near = [name for name in list_hardware() if name_or_path.lower() in name]
             hint = suggest(name_or_path, list_hardware())
             if name_or_path and near:
                 hint = f"did you mean {' or '.join(near)}?"
             raise ValueError(f"hardware {name_or_path} is unknown; {hint}")
+    return _File(path, _read_toml(path)).read()
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    """Returns the values of a file; raises ValueError with what is wrong and the fix."""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise ValueError(f"hardware {name_or_path} is not a file") from None
+        raise ValueError(
+            f"hardware {path} {why_missing(path)}; give a .toml file, or one of "
+            f"{', '.join(list_hardware())}"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"hardware {path} is not text in UTF-8; save it as UTF-8") from error
     except OSError as error:
-        why = f"cannot be read: {error.strerror}" if path.exists() else why_missing(path)
-        raise ValueError(f"hardware {name_or_path} {why}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(f"hardware {name_or_path} cannot be read: {error}") from error
-    return _File(path, values).read()
+        raise ValueError(
+            f"hardware {path} cannot be read ({error.strerror}); give a .toml file, or one of "
+            f"{', '.join(list_hardware())}"
+        ) from error
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"hardware {path} is not TOML{_place(str(error), text)}") from error
+
+
+def _place(problem: str, text: str) -> str:
+    """Returns the line of a TOML error, and the fix.
+
+    tomllib calls a field that is given twice one that it cannot overwrite or declare.
+    """
+    found = re.search(r"at line (\d+)", problem)
+    number = int(found[1]) if found else len(text.splitlines())  # "at end of document"
+    line = text.split("\n")[number - 1].strip() if text else ""
+    fix = "correct it"
+    if re.search("overwrite|twice|already", problem):
+        fix = "it, or its group, is given twice: leave one out"
+    return f": line {number} is {line!r}; {fix}"
 
 
 @dataclass(frozen=True)
@@ -140,12 +168,14 @@ class _File:
         self._check_names("", self.values, known)
         gpu = self._gpu()
         peaks, bandwidth = self._peaks(gpu)
+        self._group("memory", ("size", "context", "source"))
         memory, context = (
             self._quantity("memory.size", _BYTES),
             self._quantity("memory.context", _BYTES),
         )
         if context >= memory:
-            raise self._error("memory.context", f"it must be less than memory.size {memory:g} B")
+            size = self._text("memory.size")
+            raise self._error("memory.context", f"it must be less than memory.size, {size}")
         sources = {
             group: self._texts(f"{group}.source") for group in self.values if group in known[2:]
         }
@@ -170,7 +200,7 @@ class _File:
         gpu = next((gpu for gpu in GPUS if gpu.name == name), None)
         if gpu is None and "peaks" not in self.values:
             hint = suggest(name, [gpu.name for gpu in GPUS])
-            raise self._error("gpu", f"it has no data sheet here; {hint} Or give [peaks]")
+            raise self._error("gpu", f"it has no data sheet here; give [peaks], or: {hint}")
         return gpu
 
     def _peaks(self, gpu: Gpu | None) -> tuple[Mapping[str, float], float]:
@@ -222,8 +252,8 @@ class _File:
 
     def _text(self, name: str) -> str:
         value = self._value(name)
-        if not isinstance(value, str) or not value.strip():
-            raise self._error(name, "it must be text")
+        if not isinstance(value, str) or not value.strip() or not value.isprintable():
+            raise self._error(name, "it must be a line of text")
         return value
 
     def _texts(self, name: str) -> list[str]:
@@ -242,11 +272,11 @@ class _File:
     def _quantity(self, name: str, units: Mapping[str, float]) -> float:
         """Returns a quantity such as "80 GB" in the basic unit, if a device can have it."""
         value = self._value(name)
-        text = value if isinstance(value, str) else ""
+        text = value if isinstance(value, str) and value.isascii() and "_" not in value else ""
         number, _, unit = text.partition(" ")
         example = next(u for u in ("GB", "GB/s", "us", "TFLOP/s", "USD") if u in units)
         try:
-            amount = float(number) * units[unit.strip()]
+            amount = float(number) * units[unit]
         except (ValueError, KeyError):
             raise self._error(
                 name, f'it must be a number and a unit, as in "8 {example}"'

@@ -175,6 +175,8 @@ def _check_plots(given: Any, devices: Sequence[int]) -> None:
     """Raises ValueError for files that cannot be written, and for too few devices to draw."""
     if given.plot is not None and given.plot.suffix not in (".svg", ".png"):
         raise ValueError(f"plot is {given.plot}; give a file that ends in .svg or .png")
+    if given.plot is not None and given.plot == given.html:
+        raise ValueError(f"html is {given.html}, and so is plot; give them different files")
     for name, path in (("plot", given.plot), ("html", given.html)):
         if path is None:
             continue

@@ -138,11 +138,14 @@ def split_axes(arguments: Sequence[str], parser: Parser) -> tuple[list[str], dic
             if flag in with_value and not has_value and rest:
                 known.append(rest.pop(0))
             continue
+        name = axis_name(flag.removeprefix("--"))
         if not has_value:
             if not rest or rest[0].startswith("--"):
+                if name in RESERVED_OPTIONS:  # refused by all who read axes, as with a value
+                    axes[name] = ()
+                    continue
                 raise ValueError(f"{flag} has no value; give one or more: {flag} a,b")
             value = rest.pop(0)
-        name = axis_name(flag.removeprefix("--"))
         if name in axes:
             raise ValueError(f"{flag} is given twice; give all its values in one list")
         axes[name] = _split(value)

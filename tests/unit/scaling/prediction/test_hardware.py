@@ -150,7 +150,16 @@ def test_a_gpu_without_data_sheet_needs_its_peaks(tmp_path: Path) -> None:
         ('3 us"', '3 us"\nbandwidth = "450 TB/s"', "intra_node.bandwidth is .* to 10 TB/s"),
         ('3 us"', '3 us"\nbandwidth = "0.9 B/s"', "intra_node.bandwidth is '0.9 B/s'; it must be"),
         ("= 8", "= 4096", "devices_per_node is 4096; it must be an integer from 1 to 1024"),
-        ("[memory]", "[memory", "cannot be read"),
+        ("[memory]", "[memory", "is not TOML: line 4 is '\\[memory'; correct it"),
+        ('size = "80 GB"', 'size = "80 GB"\nsize = "90 GB"', "line 6 is 'size = .90 GB.'; it, or"),
+        ("[inter_node]", "[memory]", "line 11 is '.memory.'; it, or its group, is given twice"),
+        ("[memory]", "[memory]\ncolor = 3", "memory.color is not a field; known: size"),
+        ("[memory]", "memory = 3\n[price]", "memory is 3; it must be a group"),
+        ("80 GB", "8_0 GB", "memory.size is '8_0 GB'; it must be a number and a unit"),
+        ("80 GB", "\uff18 GB", "memory.size is '\uff18 GB'; it must be a number and a unit"),
+        ("80 GB", "80 GB\\n", "memory.size is '80 GB..'; it must be a number and a unit"),
+        ("H100 SXM", "H100\\nSXM", "gpu is 'H100..SXM'; it must be a line of text"),
+        ('gpu = "H100 SXM"', "", "gpu is missing"),
     ],
 )
 def test_a_bad_file_is_one_error_that_names_file_field_and_value(
@@ -160,6 +169,35 @@ def test_a_bad_file_is_one_error_that_names_file_field_and_value(
         load(tmp_path, GOOD.replace(before, after, 1))
     assert "mine.toml" in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_file_that_no_one_can_read_is_one_error_with_a_fix(tmp_path: Path) -> None:
+    latin, folder = tmp_path / "latin.toml", tmp_path / "folder.toml"
+    latin.write_bytes(GOOD.replace("sheet", "Blätter").encode("latin-1"))
+    folder.mkdir()
+    long = "a" * 400
+    for name, message in (
+        (str(latin), "latin.toml is not text in UTF-8; save it as UTF-8"),
+        (
+            str(folder),
+            r"folder.toml cannot be read \(Is a directory\); give a .toml file, or one of",
+        ),
+        (
+            str(tmp_path / "none.toml"),
+            "none.toml does not exist; give a .toml file, or one of a100",
+        ),
+        (f"./{long}", r"cannot be read \(File name too long\); give a .toml file"),
+        (long, "is unknown; known: a100"),
+    ):
+        with pytest.raises(ValueError, match=message) as raised:
+            load_hardware(name)
+        assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_file_may_begin_with_a_mark_of_its_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD.encode())  # as some editors on Windows write it
+    assert load_hardware(str(path)).devices_per_node == 8
 
 
 @pytest.mark.parametrize(
