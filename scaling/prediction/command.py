@@ -1,7 +1,7 @@
 """`python -m scaling predict`: prints predictions, the answer first."""
 
 import datetime
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import chain
@@ -20,6 +20,13 @@ from scaling.prediction.best import (
     tie_share,
     usable_bytes,
 )
+from scaling.prediction.comparisons import (
+    format_lag,
+    format_saving,
+    format_shares,
+    hours_ratio,
+    is_known,
+)
 from scaling.prediction.hardware import Hardware
 from scaling.prediction.held_out import calibration_errors
 from scaling.prediction.measured_rows import model_for, runs_on
@@ -27,10 +34,12 @@ from scaling.prediction.memory import predict_memory
 from scaling.prediction.options import SEARCHED, PredictOptions
 from scaling.prediction.page import Block, Table, render_page, text_of
 from scaling.prediction.predict import Interval, Prediction, format_interval, predict
+from scaling.prediction.time import TimeModel
 from scaling.store.reader import load_store
 from scaling.store.run import Run
 from unitransformer.config import RunConfig, flat_dict
 from unitransformer.files import write_atomically
+from unitransformer.machine.host import describe_host
 from unitransformer.record.units import UNIT, format_count
 
 GIB = 2**30
@@ -72,10 +81,15 @@ def run_predict(options: PredictOptions) -> int:
         runs = runs_on(options.hardware, every)
         if not runs:
             host = every[0].record["hardware"][0]
-            where = host["cpu"] if host["device"] == "cpu" else host["device"]
+            where = host["device"]
+            if where == "cpu":
+                where = format_cpu(host)
+            name = options.hardware.name
+            if options.hardware.is_cpu:
+                name += f" ({format_cpu(describe_host())})"
             raise ValueError(
-                f"calibration {options.records} holds no run on {options.hardware.name}, but on "
-                f"{where}; give a folder of runs on it"
+                f"calibration {options.records} holds no run on {name}, but on {where}; give a "
+                f"folder of runs on {options.hardware.name}"
             )
         calibration = list(_about_calibration(options, runs, len(every) - len(runs)))
     model = model_for(options.hardware, runs)
@@ -87,11 +101,15 @@ def run_predict(options: PredictOptions) -> int:
         predictions = search_batches(options.configs, of)
     else:
         predictions = [of(config) for config in options.configs]
-    shown = list(blocks(predictions, options, tie_share(model), calibration))
+    shown = list(blocks(predictions, options, model, calibration))
     print("\n\n".join(map(text_of, shown)))
     if options.plot is not None or options.html is not None:
         _write_plots(predictions, options, shown)
     return 0
+
+
+def format_cpu(host: Mapping[str, Any]) -> str:
+    return f"{host['cpu']}, {format_count(host['cpu_cores'], 'core')}"
 
 
 def _write_plots(
@@ -211,22 +229,22 @@ def _about_calibration(
 def blocks(
     predictions: Sequence[Prediction],
     options: PredictOptions,
-    tie: float,
+    model: TimeModel,
     calibration: Sequence[str] = (),
 ) -> Iterator[Block]:
     """Yields the parts of the output: the answer, and unless `--best`, every row.
 
     Args:
-        tie: a lead in speed below this share is none.
+        model: that made the predictions; it says how sure their ratios are.
         calibration: lines on the records that the time is fitted to.
     """
     common, varied = _axes(predictions)
     yield [heading(predictions, options, common)]
-    yield [*_answer(predictions, options, varied, tie)]
-    if choices := [*_choices(predictions, options, varied, tie)]:
+    yield [*_answer(predictions, options, varied, model)]
+    if choices := [*_choices(predictions, options, varied, model)]:
         yield choices
     if not options.is_best:
-        yield ["every configuration", _speed_table(predictions, varied)]
+        yield ["every configuration", _speed_table(predictions, varied, model)]
         yield ["memory of one device at its peak, GiB", _memory_table(predictions)]
     yield [*_notes(options, calibration)]
 
@@ -262,7 +280,10 @@ def _axes(predictions: Sequence[Prediction]) -> tuple[list[str], list[str]]:
 
 
 def _answer(
-    predictions: Sequence[Prediction], options: PredictOptions, varied: Sequence[str], tie: float
+    predictions: Sequence[Prediction],
+    options: PredictOptions,
+    varied: Sequence[str],
+    model: TimeModel,
 ) -> Iterator[str | Table]:
     best = fastest_by_devices(predictions)
     unit = UNIT[predictions[0].config.recipe]
@@ -303,7 +324,7 @@ def _answer(
         yield from fixes
     if options.tokens is not None:
         yield ""
-        yield from _cheapest(predictions, options, varied, tie)
+        yield from _cheapest(predictions, options, varied, model)
 
 
 def _largest_batch(predictions: Sequence[Prediction], devices: int, varied: Sequence[str]) -> str:
@@ -331,7 +352,10 @@ def _largest_batch(predictions: Sequence[Prediction], devices: int, varied: Sequ
 
 
 def _choices(
-    predictions: Sequence[Prediction], options: PredictOptions, varied: Sequence[str], tie: float
+    predictions: Sequence[Prediction],
+    options: PredictOptions,
+    varied: Sequence[str],
+    model: TimeModel,
 ) -> Iterator[str]:
     """Says which other combinations are as fast as far as is known, and what was searched."""
     searched = {**SEARCH_TEXTS, "batch-size": _batches(predictions)}
@@ -347,7 +371,7 @@ def _choices(
             "precision: these configurations compute in different number formats, so the fastest "
             "may train to another loss; compare only those that you accept"
         )
-    is_tied = False
+    is_tied, tie = False, tie_share(model)
     for devices, best in fastest_by_devices(predictions).items():
         others = [] if best is None else runners_up(predictions, best)
         if best is None or not others:
@@ -356,8 +380,8 @@ def _choices(
         tied = [(p, lag) for p, lag in zip(others, lags, strict=True) if lag < tie]
         is_tied |= bool(tied)
         listed = [
-            f"{_label(p, _unlike(p, best, varied))} ({_lag(lag)})"
-            for p, lag in (tied or [(others[0], lags[0])])[:MOST_TIES]
+            f"{_label(p, _unlike(p, best, varied))} ({format_lag(p, best, model)})"
+            for p, _ in (tied or [(others[0], lags[0])])[:MOST_TIES]
         ]
         if len(tied) > MOST_TIES:
             listed.append(f"{len(tied) - MOST_TIES:,} more")
@@ -375,17 +399,17 @@ def _unlike(prediction: Prediction, other: Prediction, varied: Sequence[str]) ->
     return [name for name in varied if values[name] != others[name]]
 
 
-def _lag(lag: float) -> str:
-    return f"{lag:.0%} slower" if lag >= 0.005 else "as fast"
-
-
 def _batches(predictions: Sequence[Prediction]) -> str:
     largest = max(prediction.config.batch_size for prediction in predictions)
-    return f"batch 1, 2, 4 to {largest:,}, doubled while it fits and is at least 1 % faster"
+    tried = f"batch 1 to {largest:,}, doubled" if largest > 1 else "batch 1, which would be doubled"
+    return f"{tried} while it fits and is at least 1 % faster"
 
 
 def _cheapest(
-    predictions: Sequence[Prediction], options: PredictOptions, varied: Sequence[str], tie: float
+    predictions: Sequence[Prediction],
+    options: PredictOptions,
+    varied: Sequence[str],
+    model: TimeModel,
 ) -> Iterator[str]:
     """Says which configuration needs the fewest device-hours, and what it gives up."""
     least, tokens, price = cheapest(predictions), options.tokens, options.price_per_hour
@@ -393,6 +417,7 @@ def _cheapest(
     if least is None:
         yield "cheapest: nothing fits"
         return
+    tie = tie_share(model)
     chosen = fastest_at_cost(predictions, least, tie)
     fastest = max(
         (p for p in predictions if p.fits), key=lambda p: p.units_per_s.value, default=chosen
@@ -408,18 +433,21 @@ def _cheapest(
             text += f", {_interval(found.cost(tokens, price), found, ',.0f')} USD"
         yield text
     if chosen is not least:
-        less = 1 - least.cost(tokens, 1.0).value / chosen.cost(tokens, 1.0).value
-        cost = f"{less:.0%} less" if less >= 0.005 else "as much"
         yield (
-            f"{_describe(least, varied)} costs {cost}, which is a tie (below {tie:.0%}): the "
-            "fastest of those tied in cost is named"
+            f"{_describe(least, varied)} costs {format_saving(least, chosen, model)}, which is a "
+            f"tie (below {tie:.0%}): the fastest of those tied in cost is named"
         )
     if chosen is fastest:
         yield "the cheapest gives up nothing: it is the fastest too"
         return
-    slower = chosen.hours(tokens).value / fastest.hours(tokens).value
-    saved = 1 - chosen.cost(tokens, 1.0).value / fastest.cost(tokens, 1.0).value
-    yield f"the cheapest saves {saved:.0%} of the price and takes {slower:,.1f} times as long"
+    ratio = hours_ratio(chosen, fastest, model)
+    longer = f"{ratio.low:,.1f} to {ratio.high:,.1f}"
+    if is_known(chosen, fastest):
+        longer = f"{ratio.value:,.1f}"
+    yield (
+        f"against the fastest, the cheapest costs {format_saving(chosen, fastest, model)} and "
+        f"takes {longer} times as long"
+    )
 
 
 def _describe(prediction: Prediction, varied: Sequence[str]) -> str:
@@ -450,18 +478,18 @@ def _interval(interval: Interval, prediction: Prediction, form: str) -> str:
     return format_interval(interval, prediction.time.provenance, form)
 
 
-def _speed_table(predictions: Sequence[Prediction], varied: Sequence[str]) -> Table:
+def _speed_table(
+    predictions: Sequence[Prediction], varied: Sequence[str], model: TimeModel
+) -> Table:
     unit = UNIT[predictions[0].config.recipe]
     header = ["#", "devices", *map(_column, varied), "memory GiB", "step s", f"{unit}/s", "MFU"]
     header += ["limited by", "from", "fits", "compute", "exposed", "optimizer", "hidden"]
     rows = []
     for number, prediction in enumerate(predictions, start=1):
-        time = prediction.time
-        parts = (time.compute_s, time.exposed_communication_s, time.optimizer_s)
-        shares = [f"{part / time.total_s:.0%}" for part in parts]
-        hidden = f"{time.hidden_communication_s / time.total_s:.0%}"
         fits = "yes" if prediction.fits else "no"
-        rows.append([str(number), *_row(prediction, varied), fits, *shares, hidden])
+        rows.append(
+            [str(number), *_row(prediction, varied), fits, *format_shares(prediction, model)]
+        )
     return Table(header=header, rows=rows)
 
 

@@ -25,6 +25,7 @@ ITERATIONS = 30
 # Of the logarithm of a time on GPUs that are not in the fit: the errors met when all runs of one
 # family are left out.
 UNSEEN_GPU = 0.3
+SHARES = ("compute_s", "exposed_communication_s", "optimizer_s", "hidden_communication_s")
 STEP = 1e-5  # of a coefficient, for derivatives
 LARGEST_STEP = 0.5  # of a coefficient in one iteration
 TOLERANCE = 1e-3
@@ -138,6 +139,44 @@ class Fit:
             parts=Parts(**{f.name: float(getattr(parts, f.name).flat[0]) for f in fields(Parts)}),
             deviation=math.sqrt(variance + SCATTER**2),
         )
+
+    def ratio_deviation(self, one: "Sample", other: "Sample") -> float:
+        """Returns the deviation of the logarithm of a time over another one.
+
+        Coefficients that both share move both alike; what is unknown of an unseen group does so if
+        both are of it.
+        """
+        slopes, plans = [], []
+        for sample in (one, other):
+            columns, places, unseen = _derivative_plan(
+                self, sample.gpu, sample.software, sample.source
+            )
+            log_s = np.log(step_parts(sample.work, Coefficients(**columns)).total_s)
+            slopes.append((log_s[1:] - log_s[0]) / STEP)
+            plans.append((places, unseen))
+        gradient = slopes[0] @ plans[0][0] - slopes[1] @ plans[1][0]
+        variance = float(gradient @ self.covariance @ gradient)
+        if (one.gpu, one.software, one.source) == (other.gpu, other.software, other.source):
+            variance += float(np.square(slopes[0] - slopes[1]) @ plans[0][1])
+        else:
+            variance += sum(float(np.square(s) @ p[1]) for s, p in zip(slopes, plans, strict=True))
+        return math.sqrt(variance + 2 * SCATTER**2)
+
+    def share_deviations(self, sample: "Sample") -> dict[str, float]:
+        """Returns the deviation of the log odds of each part's share of the step; 0 if it is 0."""
+        columns, places, unseen = _derivative_plan(self, sample.gpu, sample.software, sample.source)
+        parts = step_parts(sample.work, Coefficients(**columns))
+        found = {}
+        for name in SHARES:
+            share = getattr(parts, name) / parts.total_s
+            found[name] = 0.0
+            if np.all(share > 0):
+                odds = np.log(share / (1 - share))
+                slopes = (odds[1:] - odds[0]) / STEP
+                gradient = slopes @ places
+                variance = gradient @ self.covariance @ gradient + np.square(slopes) @ unseen
+                found[name] = math.sqrt(float(variance))
+        return found
 
     def log_times(self, samples: Sequence["Sample"]) -> list[tuple[float, float]]:
         """Returns the logarithm of each expected time and its deviation, as `estimate`, faster."""

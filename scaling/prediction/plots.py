@@ -95,11 +95,15 @@ def draw(
     ends = f"{min(p.config.parallel.world_size for p in drawn):,} to "
     ends += f"{max(p.config.parallel.world_size for p in drawn):,} devices"
     kinds = {p.time.provenance for p in drawn}
+    best, has_guesses = next(iter(curves)), "extrapolated" in kinds
     size = f" {config.size}" if len({p.config.size for p in drawn}) == 1 else ""
     sentences = {
         "Bands: 90\u00a0% intervals.": len(curves) <= MOST_BANDS,
-        f"Band: 90\u00a0% interval of {next(iter(curves))} alone.": len(curves) > MOST_BANDS,
-        "Dotted: extrapolated, so that only the interval counts.": "extrapolated" in kinds,
+        f"Band: 90\u00a0% interval of {best} alone.": len(curves) > MOST_BANDS and not has_guesses,
+        f"Bands: 90\u00a0% intervals of {best} and of all that is extrapolated.": (
+            len(curves) > MOST_BANDS and has_guesses
+        ),
+        "Dotted: extrapolated, so that only the interval counts.": has_guesses,
         "Dots: measured.": "measured" in kinds,
         "What does not fit is not drawn.": True,
         f"Only the fastest {MOST_LINES} of {num_lines} lines.": num_lines > len(curves),
@@ -129,14 +133,18 @@ def panels_of(curves: Curves, tokens: float | None, price: float | None) -> "lis
         for name, curve in curves.items():
             marks = []
             has_band = is_time and (not drawn or len(curves) <= MOST_BANDS)
-            for p in curve:
+            # An extrapolation has its interval wherever it is drawn, from the point before it.
+            guessed = [i for i, p in enumerate(curve) if p.time.provenance == "extrapolated"]
+            first, last = (guessed[0] - 1, guessed[-1] + 1) if guessed and is_time else (0, -1)
+            for i, p in enumerate(curve):
+                has_interval = has_band or first <= i <= last
                 interval, provenance = of(p), p.time.provenance
                 is_measured = is_time and provenance == "measured"
                 point = PlotPoint(
                     x=p.config.parallel.world_size,
                     value=interval.value,
-                    low=interval.low if has_band else None,
-                    high=interval.high if has_band else None,
+                    low=interval.low if has_interval else None,
+                    high=interval.high if has_interval else None,
                     samples=(interval.value,) if is_measured else (),
                     is_known=not is_time or provenance != "extrapolated",
                 )

@@ -57,7 +57,7 @@ class TimeModel:
             return (f"{gpu}, on which no run of the fit was",)
         return tuple(
             f"{RANGE_FIELDS[name]} {getattr(work, name):,.0f}, more than {RANGE_FACTOR:g} times "
-            f"beyond the {low:,.0f} to {high:,.0f} of the fit"
+            f"beyond the {f'{low:,.0f} to ' if low < high else ''}{high:,.0f} of the fit"
             for name, (low, high) in ranges.items()
             if not low / RANGE_FACTOR <= getattr(work, name) <= high * RANGE_FACTOR
         )
@@ -88,8 +88,8 @@ def predict_time(config: RunConfig, hardware: Hardware, model: TimeModel) -> Ste
     Raises:
         ValueError: the hardware states no peak for the number format of the products.
     """
-    work = work_of_config(config, hardware)
-    sample = Sample(work=work, gpu=gpu_family(hardware), software=software_of(config, hardware))
+    sample = sample_for(config, hardware)
+    work = sample.work
     estimate = model.fit.estimate(sample)
     parts = estimate.parts
     seconds = estimate.seconds
@@ -111,6 +111,19 @@ def predict_time(config: RunConfig, hardware: Hardware, model: TimeModel) -> Ste
         provenance=provenance,
         limited_by=_limit(parts),
         beyond=beyond,
+    )
+
+
+def sample_for(config: RunConfig, hardware: Hardware) -> Sample:
+    """Returns a config as a sample to predict.
+
+    Raises:
+        ValueError: the hardware states no peak for the number format of the products.
+    """
+    return Sample(
+        work=work_of_config(config, hardware),
+        gpu=gpu_family(hardware),
+        software=software_of(config, hardware),
     )
 
 

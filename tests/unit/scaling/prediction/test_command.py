@@ -1,5 +1,6 @@
 """Tests what `predict` prints: the answer first, intervals with their provenance."""
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from scaling.prediction.best import (
 )
 from scaling.prediction.command import blocks, run_predict
 from scaling.prediction.fit_file import default_model
+from scaling.prediction.fitting import SCATTER
 from scaling.prediction.hardware import load_hardware
 from scaling.prediction.memory import predict_memory
 from scaling.prediction.options import PredictOptions, build_configs
@@ -74,7 +76,9 @@ def render(provenance: Provenance = "fitted", **changes: object) -> str:
 def show(
     predictions: list[Prediction], between: str = "\n", *, tie: float = 0.1, **changes: object
 ) -> str:
-    return between.join(map(text_of, blocks(predictions, make_options(**changes), tie=tie)))
+    # A lead below `tie` is none.
+    model = replace(default_model(), deviations=math.log(1 + tie) / (math.sqrt(2) * SCATTER))
+    return between.join(map(text_of, blocks(predictions, make_options(**changes), model)))
 
 
 def test_rates_follow_from_the_step() -> None:
@@ -112,16 +116,27 @@ def test_the_heading_names_every_size() -> None:
     assert text.startswith("gpt 124m, 1.3b on h100-sxm-8: 1 of 2 configurations")
 
 
-def test_an_extrapolation_prints_no_value_outside_of_its_interval() -> None:
-    text = render("extrapolated")
+def test_an_extrapolation_prints_ranges_alone_in_every_place() -> None:
+    text = render("extrapolated", tokens=1e12, price_per_hour=3.0)
     assert "0.8 to 1.25" in text
     assert "1 (0.8" not in text
-    assert "extrapolated" in text
+    rows = [line for line in text.splitlines() if re.search(r"extrapolated +(yes|no)", line)]
+    assert len(rows) == len(CONFIGS)
+    for line in rows:  # shares of the step
+        shares = re.split("  +", re.split("yes|no", line)[-1].strip())
+        assert len(shares) == 4
+        assert all(re.fullmatch(r"\d+% to \d+%|0%", share) for share in shares)
+    leads = re.findall(r"devices: (?:the next is|tied with) .*", text)
+    assert len(leads) == 2
+    assert all(re.search(r"\(\d+% to \d+% slower\)$", lead) for lead in leads)
+    gives_up = next(line for line in text.splitlines() if line.startswith("against the fastest"))
+    assert re.search(r"costs (\d+% to \d+% less|between \d+% more and \d+% less)", gives_up)
+    assert re.search(r"takes [\d.]+ to [\d.]+ times as long$", gives_up)
 
 
 def test_records_of_another_machine_calibrate_nothing(tmp_path: Path) -> None:
     write_record(make_record(), tmp_path / "a.json")
-    with pytest.raises(ValueError, match="holds no run on h100-sxm-8, but on Example 9000; give"):
+    with pytest.raises(ValueError, match="no run on h100-sxm-8, but on Example 9000, 2 cores; gi"):
         run_predict(make_options(records=tmp_path))
 
 
@@ -153,7 +168,7 @@ def test_the_cheapest_says_what_it_gives_up() -> None:
     assert "cheapest for 1,000,000,000,000 tokens: 8 devices, strategy fsdp" in text
     assert "fastest for 1,000,000,000,000 tokens: 64 devices, strategy fsdp" in text
     # 64 devices are 8 / 1.1 times as fast, and 1.1 times as expensive.
-    assert "the cheapest saves 9% of the price and takes 7.3 times as long" in text
+    assert "against the fastest, the cheapest costs 9% less and takes 7.3 times as long" in text
     assert "every configuration" not in text
 
 
@@ -188,9 +203,12 @@ def test_where_nothing_fits_the_least_need_and_the_largest_batch_are_printed() -
 
 
 def test_where_not_even_batch_1_fits_the_fix_is_another() -> None:
-    configs, _ = build_configs("gpt", (8,), {"size": ["13b"], "strategy": ["ddp"]}, NODE)
-    text = show([make_prediction(c) for c in configs])
+    configs, _ = build_configs(
+        "gpt", (8,), {"size": ["13b"], "strategy": ["ddp"], "batch-size": ["1"]}, NODE
+    )
+    text = show([make_prediction(c) for c in configs], searched=("batch-size",))
     assert "8 devices: not even batch 1 fits; try a sharded strategy" in text
+    assert "searched: batch 1, which would be doubled while it fits" in text
 
 
 def test_what_fits_is_below_what_the_heading_says() -> None:
@@ -241,7 +259,7 @@ def test_a_search_says_what_it_has_searched(capsys: pytest.CaptureFixture[str]) 
     assert main([*line.split(), "--strategy", "fsdp"]) == 0
     text = capsys.readouterr().out
     assert re.search(
-        r"^searched: batch 1, 2, 4 to \d+, .*; checkpointing off, selective, full$", text, re.M
+        r"^searched: batch 1 to \d+, doubled .*; checkpointing off, selective, full$", text, re.M
     )
     assert "to compare: --precision (bf16-mixed) and --compile (off)" in text
     assert main([*line.split(), "--strategy=fsdp", "--precision=bf16-mixed,bf16-true"]) == 0

@@ -61,6 +61,19 @@ def test_a_strategy_has_its_color_and_only_the_fastest_of_many_lines_a_band(
     assert set(COLORS) == set(get_args(Strategy)) - {"auto"}
 
 
+def test_an_extrapolation_is_drawn_with_its_interval_on_every_line() -> None:
+    axes = {"size": ["1.3b"], "strategy": ["ddp", "fsdp", "zero2"], "batch-size": ["4"]}
+    configs, _ = build_configs("gpt", (8, 64, 512, 4096), axes, NODE)
+    found = [predict(config, NODE, model_for(NODE)) for config in configs]
+    curves = {keys_of(curve)[0]: curve for curve in curves_of(found, keys_of(found))}
+    for panel in panels_of(curves, None, None)[1::2]:
+        best, *others = panel.lines
+        assert all(mark.low is not None for mark in best.marks)
+        for line in others:  # from the last point of the fit on
+            assert [mark.is_known for mark in line.marks] == [True, True, True, False]
+            assert [mark.low is not None for mark in line.marks] == [False, False, True, True]
+
+
 def test_points_have_intervals_and_measured_ones_a_dot(predictions: list[Prediction]) -> None:
     kinds = ("measured", "extrapolated")
     two = [
@@ -120,6 +133,7 @@ def test_the_page_has_no_plot_of_one_number_of_devices_or_where_nothing_fits(
     ("given", "message"),
     [
         ("--plot plot.pdf", "plot is plot.pdf; give a file that ends in .svg or .png"),
+        ("--plot a.svg --html a.svg", "html is a.svg, and so is plot; give them different files"),
         ("--plot plot.svg --devices 8", "devices is 8, and --plot draws over several"),
         ("--html .", "html . is a folder"),
         ("--html /proc/page.html", "/proc cannot be written (it takes no new files)"),
