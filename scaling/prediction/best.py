@@ -12,6 +12,7 @@ from scaling.prediction.predict import Prediction
 from scaling.prediction.time import TimeModel
 from unitransformer.config import RunConfig
 
+NORMAL = 1.645  # deviations in half a 90 % interval of a normal distribution
 LEAST_GAIN = 1.01  # in speed, of a batch twice as large; a smaller gain ends the search
 
 
@@ -90,7 +91,7 @@ def tie_share(model: TimeModel) -> float:
     predictions are wider, but most of their errors are those of the GPU and the software, which
     move both predictions alike.
     """
-    return math.exp(model.deviations * math.sqrt(2) * SCATTER) - 1
+    return math.exp(max(NORMAL, model.deviations) * math.sqrt(2) * SCATTER) - 1
 
 
 def cheapest(predictions: Sequence[Prediction]) -> Prediction | None:

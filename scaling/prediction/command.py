@@ -1,7 +1,7 @@
 """`python -m scaling predict`: prints predictions, the answer first."""
 
 import datetime
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import chain
@@ -33,7 +33,14 @@ from scaling.prediction.measured_rows import model_for, runs_on
 from scaling.prediction.memory import predict_memory
 from scaling.prediction.options import SEARCHED, PredictOptions
 from scaling.prediction.page import Block, Table, render_page, text_of
-from scaling.prediction.predict import Interval, Prediction, format_interval, predict
+from scaling.prediction.predict import (
+    Interval,
+    Prediction,
+    format_interval,
+    format_money,
+    format_rounded,
+    predict,
+)
 from scaling.prediction.time import TimeModel
 from scaling.store.reader import load_store
 from scaling.store.run import Run
@@ -306,10 +313,10 @@ def _answer(
             continue
         row = _row(found, varied)
         if options.tokens is not None:
-            row.append(_interval(found.hours(options.tokens), found, ",.1f"))
+            row.append(_interval(found.hours(options.tokens), found, format_rounded))
             if options.price_per_hour is not None:
                 cost = found.cost(options.tokens, options.price_per_hour)
-                row.append(_interval(cost, found, ",.0f"))
+                row.append(_interval(cost, found, format_money))
         rows.append(row)
     fixes = [
         _largest_batch(predictions, devices, varied) for devices, p in best.items() if p is None
@@ -424,13 +431,13 @@ def _cheapest(
     )
     unit = UNIT[chosen.config.recipe]
     for title, found in (("cheapest", chosen), ("fastest", fastest)):
-        hours = _interval(found.hours(tokens), found, ",.1f")
+        hours = _interval(found.hours(tokens), found, format_rounded)
         text = f"{title} for {tokens:,.0f} {unit}: {_describe(found, varied)}: {hours} hours"
         if price is None:
             device_hours = found.cost(tokens, 1.0)
-            text += f", {_interval(device_hours, found, ',.0f')} device-hours"
+            text += f", {_interval(device_hours, found, format_rounded)} device-hours"
         else:
-            text += f", {_interval(found.cost(tokens, price), found, ',.0f')} USD"
+            text += f", {_interval(found.cost(tokens, price), found, format_money)} USD"
         yield text
     if chosen is not least:
         yield (
@@ -441,9 +448,9 @@ def _cheapest(
         yield "the cheapest gives up nothing: it is the fastest too"
         return
     ratio = hours_ratio(chosen, fastest, model)
-    longer = f"{ratio.low:,.1f} to {ratio.high:,.1f}"
+    longer = f"{format_rounded(ratio.low)} to {format_rounded(ratio.high)}"
     if is_known(chosen, fastest):
-        longer = f"{ratio.value:,.1f}"
+        longer = format_rounded(ratio.value)
     yield (
         f"against the fastest, the cheapest costs {format_saving(chosen, fastest, model)} and "
         f"takes {longer} times as long"
@@ -467,14 +474,16 @@ def _row(prediction: Prediction, varied: Sequence[str]) -> list[str]:
         *(str(values[name]) for name in varied),
         f"{prediction.memory.total_bytes / GIB:.1f}",
         _interval(prediction.step_s, prediction, ".3g"),
-        _interval(prediction.units_per_s, prediction, ",.0f"),
+        _interval(prediction.units_per_s, prediction, format_rounded),
         _interval(prediction.mfu, prediction, ".0%" if prediction.mfu.low >= 0.01 else ".2%"),
         prediction.time.limited_by,
         prediction.time.provenance,
     ]
 
 
-def _interval(interval: Interval, prediction: Prediction, form: str) -> str:
+def _interval(
+    interval: Interval, prediction: Prediction, form: str | Callable[[float], str]
+) -> str:
     return format_interval(interval, prediction.time.provenance, form)
 
 

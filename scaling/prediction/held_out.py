@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from scaling.analysis.same_work import CHANGES_NO_STEP
 from scaling.prediction.fit_file import (
     LEVEL,
     default_model,
@@ -25,6 +24,8 @@ from scaling.prediction.fitting import PRIORS, Priors, Sample, fit
 from scaling.prediction.hardware import Hardware, hardware_of_device
 from scaling.prediction.measured_rows import (
     CPU_PRIORS,
+    FEWEST,
+    PARTS,
     cpu_of,
     has_ceiling,
     model_for,
@@ -32,13 +33,11 @@ from scaling.prediction.measured_rows import (
 )
 from scaling.prediction.memory import predict_memory
 from scaling.prediction.predict import Interval
-from scaling.prediction.time import Provenance, TimeModel
+from scaling.prediction.time import Provenance, TimeModel, what_matters
 from scaling.store.run import Run
-from unitransformer.config import DataConfig, OptimizerConfig, RunConfig
+from unitransformer.config import RunConfig
 from unitransformer.costs.gpus import why_unknown
 
-PARTS = 5
-FEWEST = 10  # configurations of a CPU that a fit needs
 FEWEST_ERRORS = 5  # of other configurations, for an interval of the memory
 MOST = 500  # configurations of a machine that a fit uses: more make it slower and no better
 
@@ -172,22 +171,8 @@ def _by_configuration(runs: Sequence[Run]) -> dict[RunConfig, list[Run]]:
     """Returns the launches of each configuration, sorted by step time; the same in any order."""
     cells: dict[RunConfig, list[Run]] = {}
     for run in sorted(runs, key=lambda run: run.name):
-        cells.setdefault(_what_matters(run.config), []).append(run)
+        cells.setdefault(what_matters(run.config), []).append(run)
     return {config: sorted(cell, key=_step_s) for config, cell in cells.items()}
-
-
-def _what_matters(config: RunConfig) -> RunConfig:
-    """Returns a config with what changes no step set to fixed values."""
-    data = DataConfig(
-        sequence_length=config.data.sequence_length, mask_fraction=config.data.mask_fraction
-    )
-    return replace(
-        config,
-        data=data,
-        optimizer=OptimizerConfig(),
-        init_from=None,
-        **CHANGES_NO_STEP,
-    )
 
 
 def _step_s(run: Run) -> float:

@@ -10,17 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from scaling.prediction.fit_file import default_model, published_runs, ranges_of
+from scaling.prediction.fit_file import default_model, half_width, published_runs, ranges_of
 from scaling.prediction.fitting import PRIORS, Fit, Prior, Sample, fit
 from scaling.prediction.hardware import THIS_MACHINE, Hardware, Link
-from scaling.prediction.time import MeasuredStep, TimeModel, software_of
+from scaling.prediction.time import MeasuredStep, TimeModel, software_of, what_matters
 from scaling.prediction.work import gpu_family, work_of_config
 from scaling.store.run import Run
+from unitransformer.config import RunConfig
 from unitransformer.costs.gpus import find_gpu
 from unitransformer.machine.alpha_beta import Collective
 from unitransformer.machine.host import describe_host
 
 SOURCE = "measured"
+PARTS = 5  # of the configurations, each predicted by a fit to the others
+FEWEST = 10  # configurations of a CPU whose errors say how wide an interval is
 CPU = ("cpu", "cpu_cores")  # what distinguishes one CPU from another
 # Of gloo between two processes of one machine: what `scaling calibrate --devices 2 --seconds 20`
 # found on two idle cores with AVX-512. `ProcessGroupGloo` gathers into arrays of its own, which it
@@ -106,9 +109,16 @@ def calibrate(runs: Sequence[Run], hardware: Hardware | None = None) -> TimeMode
     if not usable:
         raise ValueError("no run with a steady state and a ceiling; measure longer, with a ceiling")
     samples = [sample_of(run, hardware) for run in usable]
-    measured = {run.config.hash(): _measured(run) for run in usable}
+    launches: dict[RunConfig, list[Run]] = {}
+    for run in usable:
+        launches.setdefault(what_matters(run.config), []).append(run)
+    measured = {config: _measured(found) for config, found in launches.items()}
     if samples[0].gpu == THIS_MACHINE:
-        fitted, deviations = fit(samples, CPU_PRIORS), default_model().deviations
+        places = {config: place for place, config in enumerate(launches)}
+        parts = [places[what_matters(run.config)] % PARTS for run in usable]
+        fitted = fit(samples, CPU_PRIORS)
+        has_errors = len(launches) >= FEWEST
+        deviations = _half_width(samples, parts) if has_errors else default_model().deviations
     else:
         everything = [*(run.sample for run in published_runs()), *samples]
         base = default_model()
@@ -168,11 +178,23 @@ def _ceilings(run: Run) -> list[dict[str, Any]]:
     ]
 
 
-def _measured(run: Run) -> MeasuredStep:
-    assert run.metrics is not None
-    step = run.metrics.step
+def _half_width(samples: Sequence[Sample], parts: Sequence[int]) -> float:
+    """Returns in how many deviations 90 % of the errors lie of parts that a fit has not seen."""
+    errors = []
+    for part in range(PARTS):
+        known = [s for s, i in zip(samples, parts, strict=True) if i != part]
+        held = [s for s, i in zip(samples, parts, strict=True) if i == part]
+        estimates = fit(known, CPU_PRIORS).log_times(held)
+        for sample, (log_s, deviation) in zip(held, estimates, strict=True):
+            errors.append((log_s - float(np.log(sample.step_s)), deviation))
+    return half_width(errors)
+
+
+def _measured(launches: Sequence[Run]) -> MeasuredStep:
+    """Returns the median of the launches' medians, and the ends of all their intervals."""
+    steps = [run.metrics.step for run in launches if run.metrics is not None]
     return MeasuredStep(
-        seconds=step.median,
-        low_s=step.median if step.low is None else step.low,
-        high_s=step.median if step.high is None else step.high,
+        seconds=statistics.median(step.median for step in steps),
+        low_s=min(step.median if step.low is None else step.low for step in steps),
+        high_s=max(step.median if step.high is None else step.high for step in steps),
     )

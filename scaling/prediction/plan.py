@@ -20,8 +20,8 @@ from scaling.prediction.options import parse_command, resolve_on
 from scaling.prediction.predict import (
     Interval,
     Prediction,
-    format_hours,
     format_interval,
+    format_rounded,
     predict,
 )
 from unitransformer.cli import fail, run_main
@@ -154,13 +154,13 @@ def _times(prediction: Prediction, hardware: Hardware, unit: str) -> dict[str, s
     run_s = format_interval(prediction.run_s, time.provenance, format_duration)
     units = float(config.global_batch_size * config.tokens_per_sample * config.max_steps)
     run = f"{config.max_steps:,} steps in {run_s}, without start-up and validation; "
-    run += f"{text(prediction.cost(units, 1.0), format_hours)} device-hours"
+    run += f"{text(prediction.cost(units, 1.0), format_rounded)} device-hours"
     if hardware.price_per_device_hour is not None:
         price = hardware.price_per_device_hour
         run += f", {text(prediction.cost(units, price), ',.2f')} USD at {price:,.2f} each"
     return {
         "step": f"{text(prediction.step_s, '.3g')} s, limited by {time.limited_by}",
-        "speed": f"{text(prediction.units_per_s, ',.0f')} {unit}/s, MFU "
+        "speed": f"{text(prediction.units_per_s, format_rounded)} {unit}/s, MFU "
         f"{text(prediction.mfu, '.1%')}",
         "run": run,
         "intervals": f"90 %, {time.provenance}"

@@ -3,6 +3,7 @@
 A line is a combination of the values that differ; if there are more than six, a strategy and model.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -162,11 +163,12 @@ def panels_of(curves: Curves, tokens: float | None, price: float | None) -> "lis
     memory = lines(lambda p: _exact(p.memory.total_bytes / GIB), is_time=False)
     currency = "device-hours" if price is None else "USD"
     cost = f"cost of {amount / BILLION:,.4g} billion {unit} ({currency})"
+    speed = lines(lambda p: p.units_per_s, {"fastest": _fastest(curves)})
     return [
         BandPanel(
             title=f"{unit} per second of the fastest",
-            lines=lines(lambda p: p.units_per_s, {"fastest": _fastest(curves)}),
-            is_logarithmic=True,
+            lines=speed,
+            is_logarithmic=_spans_two_ticks(speed),
         ),
         BandPanel(
             title="efficiency: share of the peak (MFU)", lines=lines(lambda p: p.mfu), percent=True
@@ -174,6 +176,12 @@ def panels_of(curves: Curves, tokens: float | None, price: float | None) -> "lis
         BandPanel(title="peak memory per device (GiB)", lines=(*memory, limit)),
         BandPanel(title=cost, lines=lines(lambda p: p.cost(amount, price or 1.0))),
     ]
+
+
+def _spans_two_ticks(lines: "Sequence[PlotLine]") -> bool:
+    """Whether two powers of ten, the ticks of a logarithmic axis, are between the ends of bands."""
+    ends = [end for line in lines for m in line.marks for end in (m.low, m.high) if end is not None]
+    return math.floor(math.log10(max(ends))) > math.ceil(math.log10(min(ends)))
 
 
 def _fastest(curves: Curves) -> list[Prediction]:

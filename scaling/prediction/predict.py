@@ -88,9 +88,14 @@ def format_interval(
     return ends if provenance == "extrapolated" else f"{value} ({ends})"
 
 
-def format_hours(hours: float) -> str:
-    """Formats with three digits or more: 4.12, 5,050."""
-    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
+def format_rounded(value: float) -> str:
+    """Formats with three digits or more: 0.0347, 4.12, 5,050."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def format_money(value: float) -> str:
+    """Formats with cents where they are more than a thousandth."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:,.2f}"
 
 
 def predict(config: RunConfig, hardware: Hardware, model: TimeModel) -> Prediction:

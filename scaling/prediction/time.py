@@ -7,14 +7,15 @@ extrapolated   anything else: only the interval is to be shown
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from scaling.analysis.same_work import CHANGES_NO_STEP
 from scaling.prediction.fitting import Fit, Sample
 from scaling.prediction.hardware import Hardware
 from scaling.prediction.step_model import Parts
 from scaling.prediction.work import StepWork, gpu_family, work_of_config
-from unitransformer.config import RunConfig
+from unitransformer.config import DataConfig, OptimizerConfig, RunConfig
 
 Provenance = Literal["measured", "fitted", "extrapolated"]
 Limit = Literal["matrix products", "memory bandwidth", "host", "communication", "optimizer"]
@@ -45,7 +46,7 @@ class TimeModel:
     # By family of GPU: by field of `StepWork`, its lowest and highest value among the samples.
     ranges: Mapping[str, Mapping[str, tuple[float, float]]]
     deviations: float  # half a 90 % interval in standard deviations, found by cross-validation
-    measured: Mapping[str, MeasuredStep] = field(default_factory=dict)  # by hash of the config
+    measured: Mapping[RunConfig, MeasuredStep] = field(default_factory=dict)  # by `what_matters`
 
     def provenance(self, work: StepWork, gpu: str) -> Provenance:
         return "extrapolated" if self.beyond(work, gpu) else "fitted"
@@ -97,7 +98,8 @@ def predict_time(config: RunConfig, hardware: Hardware, model: TimeModel) -> Ste
     low_s, high_s = seconds / factor, seconds * factor
     provenance = model.provenance(work, sample.gpu)
     beyond = model.beyond(work, sample.gpu)
-    if (measured := model.measured.get(config.hash())) is not None:
+    measured = model.measured.get(what_matters(config)) if model.measured else None
+    if measured is not None:
         seconds, low_s, high_s = measured.seconds, measured.low_s, measured.high_s
         provenance, beyond = "measured", ()
     scale = seconds / float(parts.total_s)
@@ -111,6 +113,20 @@ def predict_time(config: RunConfig, hardware: Hardware, model: TimeModel) -> Ste
         provenance=provenance,
         limited_by=_limit(parts),
         beyond=beyond,
+    )
+
+
+def what_matters(config: RunConfig) -> RunConfig:
+    """Returns a config with all that changes no step set to fixed values: length, seed, text."""
+    data = DataConfig(
+        sequence_length=config.data.sequence_length, mask_fraction=config.data.mask_fraction
+    )
+    return replace(
+        config,
+        data=data,
+        optimizer=OptimizerConfig(),
+        init_from=None,
+        **CHANGES_NO_STEP,
     )
 
 

@@ -12,8 +12,8 @@ from scaling.prediction.options import parse_command, resolve_on
 from scaling.prediction.predict import (
     Interval,
     Prediction,
-    format_hours,
     format_interval,
+    format_rounded,
     predict,
 )
 from scaling.prediction.time import Provenance
@@ -102,7 +102,7 @@ def _fastest(cells: Sequence[PlannedCell]) -> Iterator[str]:
         rows = [
             [
                 *(planned.cell.options.get(name, "") for name in varied),
-                _text(prediction.units_per_s, prediction, format_hours),
+                _text(prediction.units_per_s, prediction, format_rounded),
                 format_bytes(prediction.memory.total_bytes),
                 _text(prediction.run_s, prediction, format_duration),
             ]
@@ -160,9 +160,9 @@ def _totals(cells: Sequence[PlannedCell], hardware: Hardware, price: float | Non
     run_s = _sum((p.run_s, float(n)) for p, n in fitting)
     used = _sum((p.run_s, n * p.config.parallel.world_size / 3600) for p, n in fitting)
     time = format_interval(run_s, provenance, format_duration)
-    lines = [f"{format_interval(used, provenance, format_hours)} device-hours"]
+    lines = [f"{format_interval(used, provenance, format_rounded)} device-hours"]
     minutes = sum(n * p.config.parallel.world_size for p, n in fitting)
-    added = f"{format_hours(minutes / 60)} device-hours"
+    added = f"{format_rounded(minutes / 60)} device-hours"
     if price is not None:
         cost = _sum([(used, price)])
         lines[0] += f", {format_interval(cost, provenance, ',.2f')} USD at {price:,.2f} each"

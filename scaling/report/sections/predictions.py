@@ -5,7 +5,8 @@ from statistics import median
 from typing import get_args
 
 from scaling.markdown import escaped, link
-from scaling.prediction.held_out import PARTS, HeldOut
+from scaling.prediction.held_out import HeldOut
+from scaling.prediction.measured_rows import PARTS
 from scaling.prediction.predict import Interval
 from scaling.report import run_formatting
 from scaling.report.run_formatting import TITLES

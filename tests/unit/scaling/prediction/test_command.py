@@ -168,8 +168,18 @@ def test_the_cheapest_says_what_it_gives_up() -> None:
     assert "cheapest for 1,000,000,000,000 tokens: 8 devices, strategy fsdp" in text
     assert "fastest for 1,000,000,000,000 tokens: 64 devices, strategy fsdp" in text
     # 64 devices are 8 / 1.1 times as fast, and 1.1 times as expensive.
-    assert "against the fastest, the cheapest costs 9% less and takes 7.3 times as long" in text
+    assert "against the fastest, the cheapest costs 9% less and takes 7.27 times as long" in text
     assert "every configuration" not in text
+
+
+def test_short_and_slow_runs_keep_three_digits() -> None:
+    predictions = [make_prediction(config) for config in CONFIGS]
+    text = show(predictions, tokens=1e6, price_per_hour=3.0)
+    # 16,384 tokens/s on 8 devices: a million takes a minute, 0.017 hours, and 0.41 USD.
+    assert "0.017 (0.0136 to 0.0212)" in text
+    assert "0.41 (0.33 to 0.51)" in text
+    slow = [replace(p, time=replace(p.time, compute_s=1e6)) for p in predictions]
+    assert re.search(r" 0\.01\d+ \(", show(slow))  # tokens/s
 
 
 def test_of_those_tied_in_cost_the_fastest_is_named_as_the_cheapest() -> None:

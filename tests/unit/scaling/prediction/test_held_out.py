@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from scaling.prediction import fit_file, fitting
-from scaling.prediction.held_out import FEWEST, HeldOut, predict_held_out
+from scaling.prediction.held_out import HeldOut, predict_held_out
+from scaling.prediction.measured_rows import FEWEST
 from scaling.store.run import Run
 from tests.builders.records import HOST
 from tests.builders.runs import make_spread

@@ -2,11 +2,13 @@ import dataclasses
 
 import pytest
 
+from scaling.prediction.fit_file import default_model
 from scaling.prediction.fitting import Sample, fit
 from scaling.prediction.hardware import THIS_MACHINE, Hardware, Link
-from scaling.prediction.measured_rows import CPU_PRIORS, calibrate, model_for
+from scaling.prediction.measured_rows import CPU_PRIORS, FEWEST, calibrate, cpu_of, model_for
 from scaling.prediction.time import predict_time
 from scaling.prediction.work import StepWork
+from tests.builders.runs import make_spread
 from unitransformer.config import ModelConfig, RunConfig
 
 
@@ -63,3 +65,34 @@ def test_a_cpu_without_measured_runs_is_extrapolated_from_priors() -> None:
     assert time.provenance == "extrapolated"
     assert 0 < time.low_s < time.total_s / 1.5
     assert time.high_s > time.total_s * 1.5
+
+
+def test_intervals_are_as_wide_as_the_errors_of_rows_that_a_fit_has_not_seen() -> None:
+    runs = [
+        make_spread(0.02 + 0.001 * batch, f"runs/{batch}.json", steps=10, batch_size=batch)
+        for batch in range(1, 21)
+    ]
+    few, many = calibrate(runs[: FEWEST - 1]), calibrate(runs)
+    assert few.deviations == default_model().deviations
+    assert 0 < many.deviations < few.deviations  # their times follow a line exactly
+    halves = [0.98, 1.02] * 10  # each of them off by two percent
+    scattered = [
+        make_spread(s * (0.02 + 0.001 * b), f"runs/{b}.json", steps=10, batch_size=b)
+        for b, s in enumerate(halves, 1)
+    ]
+    assert calibrate(scattered).deviations > many.deviations
+
+
+def test_a_measured_configuration_has_the_median_of_its_launches() -> None:
+    launches = [
+        make_spread(step_s, f"runs/{seed}.json", steps=10, seed=seed)
+        for seed, step_s in enumerate((0.020, 0.021, 0.030))
+    ]
+    (measured,) = calibrate(launches).measured.values()
+    assert measured.seconds == pytest.approx(0.021)
+    assert measured.low_s <= 0.0201
+    assert measured.high_s >= 0.0299
+    longer = dataclasses.replace(launches[0].config, max_steps=999, seed=7)
+    time = predict_time(longer, cpu_of(launches[0]), calibrate(launches))
+    assert time.provenance == "measured"
+    assert time.total_s == pytest.approx(0.021)

@@ -74,6 +74,16 @@ def test_an_extrapolation_is_drawn_with_its_interval_on_every_line() -> None:
             assert [mark.low is not None for mark in line.marks] == [False, False, True, True]
 
 
+@pytest.mark.parametrize(("devices", "is_logarithmic"), [((8, 16), False), ((8, 512), True)])
+def test_the_axis_of_the_speed_has_ticks(devices: tuple[int, ...], is_logarithmic: bool) -> None:
+    axes = {"size": ["1.3b"], "strategy": ["fsdp"], "batch-size": ["4"]}
+    configs, _ = build_configs("gpt", devices, axes, NODE)
+    found = [predict(config, NODE, model_for(NODE)) for config in configs]
+    speed = panels_of({"fsdp": found}, None, None)[0]
+    # A logarithmic axis has ticks at powers of ten alone, of which 8 and 16 devices reach one.
+    assert speed.is_logarithmic == is_logarithmic
+
+
 def test_points_have_intervals_and_measured_ones_a_dot(predictions: list[Prediction]) -> None:
     kinds = ("measured", "extrapolated")
     two = [

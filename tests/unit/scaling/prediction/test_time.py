@@ -11,7 +11,7 @@ from scaling.prediction.parameters import (
     embedding_parameters,
     outer_parameters,
 )
-from scaling.prediction.time import MeasuredStep, StepTime, predict_time
+from scaling.prediction.time import MeasuredStep, StepTime, predict_time, what_matters
 from scaling.prediction.work import collective_s, work_of_config
 from unitransformer.config import ModelConfig, ParallelConfig, RunConfig
 
@@ -130,13 +130,15 @@ def test_unknown_gpus_and_far_counts_are_extrapolated() -> None:
 
 def test_a_measured_config_keeps_its_measured_time() -> None:
     step = MeasuredStep(seconds=2.0, low_s=1.9, high_s=2.1)
-    model = dataclasses.replace(default_model(), measured={config().hash(): step})
+    model = dataclasses.replace(default_model(), measured={what_matters(config()): step})
 
-    time = predict_time(config(), H100, model)
+    longer = dataclasses.replace(config(), max_steps=77, seed=5)  # changes no step
+    time = predict_time(longer, H100, model)
 
     assert time.total_s == pytest.approx(2.0)
     assert (time.low_s, time.high_s) == (1.9, 2.1)
     assert time.provenance == "measured"
+    assert predict_time(config(batch=8), H100, model).provenance == "fitted"
 
 
 def test_a_ring_over_nodes_takes_the_steps_of_all_its_ranks() -> None:

@@ -5,7 +5,8 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from scaling.prediction.held_out import FEWEST, predict_held_out
+from scaling.prediction.held_out import predict_held_out
+from scaling.prediction.measured_rows import FEWEST
 from scaling.report.results_md import render_pages
 from scaling.report.rows import rows, with_predictions
 from scaling.report.staleness import CurrentCode
