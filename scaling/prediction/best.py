@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from scaling.prediction.fitting import SCATTER
+from scaling.prediction.fitting import NORMAL, SCATTER
 from scaling.prediction.hardware import Hardware
 from scaling.prediction.memory import FREE_SHARE
 from scaling.prediction.options import MAX_BATCH
@@ -12,7 +12,6 @@ from scaling.prediction.predict import Prediction
 from scaling.prediction.time import TimeModel
 from unitransformer.config import RunConfig
 
-NORMAL = 1.645  # deviations in half a 90 % interval of a normal distribution
 LEAST_GAIN = 1.01  # in speed, of a batch twice as large; a smaller gain ends the search
 
 

@@ -263,10 +263,13 @@ def heading(
     sizes = ", ".join(dict.fromkeys(prediction.config.size for prediction in predictions))
     fitting = sum(prediction.fits for prediction in predictions)
     number = f"{len(predictions):,} configurations"
+    # Of a CPU, each process has more if there are fewer.
+    nodes = {prediction.hardware.memory_bytes: prediction.hardware for prediction in predictions}
+    usable = " or ".join(f"{usable_bytes(nodes[size]) / GIB:.1f}" for size in sorted(nodes))
+    whole = " or ".join(f"{size / GIB:.1f}" for size in sorted(nodes))
     return (
-        f"{recipe} {sizes} on {hardware.name}: {fitting:,} of {number} fit in "
-        f"{usable_bytes(hardware) / GIB:.1f} GiB per device ({hardware.memory_bytes / GIB:.1f} GiB "
-        f"less 5 % for fragmentation)\nall: {', '.join(common)}"
+        f"{recipe} {sizes} on {hardware.name}: {fitting:,} of {number} fit in {usable} GiB per "
+        f"device ({whole} GiB less 5 % for fragmentation)\nall: {', '.join(common)}"
     )
 
 

@@ -20,6 +20,7 @@ from scaling.prediction.work import StepWork, stack
 
 Array = NDArray[np.float64]
 SCATTER = 0.03  # of the logarithm of a time between equal runs
+NORMAL = 1.645  # deviations in half a 90 % interval of a normal distribution
 HUBER = 1.0  # residuals above so many scatters weigh less
 ITERATIONS = 30
 # Of the logarithm of a time on GPUs that are not in the fit: the errors met when all runs of one

@@ -92,6 +92,23 @@ class Hardware:
     def is_cpu(self) -> bool:
         return self.name == THIS_MACHINE and self.gpu is None
 
+    def shared_by(self, num_ranks: int) -> "Hardware":
+        """Returns what each of so many ranks of a node has: of a CPU more, the fewer there are.
+
+        A calibration measures all its ranks at once. Fewer of them have as many threads and as much
+        bandwidth and memory together.
+        """
+        if not self.is_cpu or num_ranks == self.devices_per_node:
+            return self
+        factor = self.devices_per_node / num_ranks
+        return replace(
+            self,
+            devices_per_node=num_ranks,
+            memory_bytes=int(factor * self.memory_bytes),
+            peak_flops={dtype: factor * peak for dtype, peak in self.peak_flops.items()},
+            memory_bytes_per_s=factor * self.memory_bytes_per_s,
+        )
+
 
 def list_hardware() -> list[str]:
     """Returns the names of all hardware files, and of this machine."""

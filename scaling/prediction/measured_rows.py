@@ -4,6 +4,7 @@ Runs on GPUs join the published ones, as a source of their own. Runs on a CPU ha
 their own: its ranks start every operation themselves, and share its cores and its memory.
 """
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from scaling.prediction.fit_file import default_model, half_width, published_runs, ranges_of
-from scaling.prediction.fitting import PRIORS, Fit, Prior, Sample, fit
+from scaling.prediction.fitting import NORMAL, PRIORS, SCATTER, Fit, Prior, Sample, fit
 from scaling.prediction.hardware import THIS_MACHINE, Hardware, Link
 from scaling.prediction.time import MeasuredStep, TimeModel, software_of, what_matters
 from scaling.prediction.work import gpu_family, work_of_config
@@ -20,8 +21,10 @@ from unitransformer.config import RunConfig
 from unitransformer.costs.gpus import find_gpu
 from unitransformer.machine.alpha_beta import Collective
 from unitransformer.machine.host import describe_host
+from unitransformer.stats.intervals import MedianInterval
 
 SOURCE = "measured"
+MAD_OF_NORMAL = 1.4826  # deviations of a normal distribution in its median absolute deviation
 PARTS = 5  # of the configurations, each predicted by a fit to the others
 FEWEST = 10  # configurations of a CPU whose errors say how wide an interval is
 CPU = ("cpu", "cpu_cores")  # what distinguishes one CPU from another
@@ -191,10 +194,23 @@ def _half_width(samples: Sequence[Sample], parts: Sequence[int]) -> float:
 
 
 def _measured(launches: Sequence[Run]) -> MeasuredStep:
-    """Returns the median of the launches' medians, and the ends of all their intervals."""
+    """Returns the median of the launches' medians, and the ends of all their intervals.
+
+    It is no surer than equal runs are alike.
+    """
     steps = [run.metrics.step for run in launches if run.metrics is not None]
+    ends = [end for step in steps for end in _ends(step)]
+    median, factor = statistics.median(step.median for step in steps), math.exp(NORMAL * SCATTER)
     return MeasuredStep(
-        seconds=statistics.median(step.median for step in steps),
-        low_s=min(step.median if step.low is None else step.low for step in steps),
-        high_s=max(step.median if step.high is None else step.high for step in steps),
+        seconds=median,
+        low_s=min(median / factor, *ends),
+        high_s=max(median * factor, *ends),
     )
+
+
+def _ends(step: MedianInterval) -> tuple[float, float]:
+    """Returns the interval of a median; without one, that of nine in ten single steps."""
+    if step.low is not None and step.high is not None:
+        return step.low, step.high
+    factor = math.exp(NORMAL * MAD_OF_NORMAL * step.mad / step.median)
+    return step.median / factor, step.median * factor

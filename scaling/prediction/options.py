@@ -295,7 +295,7 @@ def _combine(
         changes["strategy"] = "single"
     parallel: ParallelConfig = replace(base.parallel, **(changes | shape))
     config: RunConfig = replace(base, parallel=parallel, **run)
-    return choose_strategy(config, hardware.memory_bytes)[0]
+    return choose_strategy(config, hardware.shared_by(parallel.devices).memory_bytes)[0]
 
 
 def _changes(
@@ -398,6 +398,7 @@ def resolve_on(
         )
     if parallel.cpu_offload and hardware.is_cpu:
         raise ValueError("cpu-offload is for GPUs: on a CPU everything is in host memory already")
+    hardware = hardware.shared_by(parallel.devices)
     hardware = replace(hardware, devices_per_node=parallel.devices)  # the others are not used
     config, reason = choose_strategy(config, hardware.memory_bytes)
     return config, hardware, reason

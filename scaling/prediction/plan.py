@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import cast
 
 from scaling.prediction.best import largest_batch
-from scaling.prediction.hardware import Hardware, load_hardware
+from scaling.prediction.hardware import THIS_MACHINE, Hardware, load_hardware
 from scaling.prediction.measured_rows import model_for
 from scaling.prediction.memory import FREE_SHARE, Memory, predict_memory
 from scaling.prediction.options import parse_command, resolve_on
@@ -114,9 +114,10 @@ def render_plan(prediction: Prediction, hardware: Hardware, reason: str) -> Iter
         "inputs": memory.inputs,
         "context": memory.context,
     }
+    where = "as it was calibrated" if hardware.name == THIS_MACHINE else "not this machine"
     named = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items() if size)
     lines = {
-        "hardware": f"{hardware.name}, not this machine",
+        "hardware": f"{hardware.name}, {where}",
         "memory": f"{'fits' if prediction.fits else 'does not fit'}: {_needs(memory)}; the peak is "
         "at the "
         f"{memory.moment}",

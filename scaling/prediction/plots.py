@@ -156,9 +156,12 @@ def panels_of(curves: Curves, tokens: float | None, price: float | None) -> "lis
             drawn.append(PlotLine(label=name, marks=tuple(marks), color=color, style=style))
         return tuple(drawn)
 
-    counts = [p.config.parallel.world_size for curve in curves.values() for p in curve]
-    capacity = usable_bytes(first.hardware) / GIB
-    ends = tuple(PlotPoint(x=x, value=capacity) for x in (min(counts), max(counts)))
+    every = [p for curve in curves.values() for p in curve]
+    every.sort(key=lambda p: p.config.parallel.world_size)
+    ends = tuple(
+        PlotPoint(x=p.config.parallel.world_size, value=usable_bytes(p.hardware) / GIB)
+        for p in (every[0], every[-1])
+    )
     limit = PlotLine(label="fits below", marks=ends, style=DASHED, thickness=1.0)
     memory = lines(lambda p: _exact(p.memory.total_bytes / GIB), is_time=False)
     currency = "device-hours" if price is None else "USD"

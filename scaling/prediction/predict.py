@@ -104,6 +104,7 @@ def predict(config: RunConfig, hardware: Hardware, model: TimeModel) -> Predicti
     Raises:
         ValueError: the hardware has no peak for the number format of the config.
     """
+    hardware = hardware.shared_by(config.parallel.devices)
     return Prediction(
         config=config,
         hardware=hardware,

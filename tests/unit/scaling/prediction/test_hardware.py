@@ -12,6 +12,10 @@ from scaling.prediction.hardware import (
     list_hardware,
     load_hardware,
 )
+from scaling.prediction.measured_rows import model_for
+from scaling.prediction.options import build_configs
+from scaling.prediction.predict import predict
+from scaling.prediction.time import predict_time
 from tests.builders.machines import MACHINE
 from unitransformer.costs.gpus import GPUS
 from unitransformer.machine.alpha_beta import CollectiveTiming
@@ -276,3 +280,24 @@ def test_a_calibrated_gpu_has_the_memory_of_its_hardware_file() -> None:
 def test_a_calibrated_machine_of_unknown_memory_is_refused() -> None:
     with pytest.raises(ValueError, match="the size of its memory is unknown"):
         from_calibration(calibration(), None)
+
+
+def test_fewer_ranks_of_a_cpu_share_the_same_machine() -> None:
+    two = from_calibration(calibration(), host_bytes=2 * 10**9)
+    one = two.shared_by(1)
+    assert (two.memory_bytes, one.memory_bytes) == (10**9, 2 * 10**9)
+    assert one.peak_flops["float32"] == 2 * two.peak_flops["float32"]
+    assert one.memory_bytes_per_s == 2 * two.memory_bytes_per_s
+    assert one.devices_per_node == 1
+    assert two.shared_by(2) == two
+    gpu = load_hardware("h100-sxm-8")
+    assert gpu.shared_by(1) == gpu
+    # One rank with all threads computes in half of the time.
+    axes = {"strategy": ["single"], "precision": ["32-true"], "batch-size": ["64"]}
+    (config,), _ = build_configs("gpt", (1,), axes, two)
+    alone = predict(config, two, model_for(two))
+    assert alone.hardware == one
+    assert alone.memory.capacity == 2 * 10**9
+    measured_alone = predict_time(config, one, model_for(one))
+    assert alone.time == measured_alone
+    assert alone.time.total_s < 0.6 * predict_time(config, two, model_for(two)).total_s

@@ -92,6 +92,9 @@ def test_a_measured_configuration_has_the_median_of_its_launches() -> None:
     assert measured.seconds == pytest.approx(0.021)
     assert measured.low_s <= 0.0201
     assert measured.high_s >= 0.0299
+    (single,) = calibrate(launches[:1]).measured.values()
+    # Ten equal steps have no interval; another run may still differ by five percent.
+    assert (single.low_s, single.high_s) == pytest.approx((0.020 / 1.05, 0.020 * 1.05), rel=1e-3)
     longer = dataclasses.replace(launches[0].config, max_steps=999, seed=7)
     time = predict_time(longer, cpu_of(launches[0]), calibrate(launches))
     assert time.provenance == "measured"
