@@ -63,7 +63,8 @@ DERIVED = ("parallel.devices", "parallel.num_nodes", "model.num_positions")
 PROVENANCE = (
     "Ranges are 90 % intervals. measured: this configuration was measured on this hardware. "
     "fitted: parameters, devices and tokens of a micro-batch are each within four times those of "
-    "the runs in the fit. extrapolated: one is not, so that only the range is shown."
+    "the runs in the fit, and products are in a number format of theirs. extrapolated: one is not, "
+    "so that only the range is shown."
 )
 MOST_TIES = 4
 OF_LINE = ("parallel.strategy", "size", "sequence_length")

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from scaling.prediction.hardware import Hardware
 from scaling.prediction.memory import Memory, predict_memory
 from scaling.prediction.time import Provenance, StepTime, TimeModel, predict_time
+from scaling.prediction.work import matmul_peak
 from unitransformer.config import RunConfig
 from unitransformer.costs.flops import MAIN_CONVENTION, count_flops
-from unitransformer.costs.gpus import MATMUL_DTYPE
 
 SECONDS_PER_HOUR = 3600.0
 
@@ -56,7 +56,7 @@ class Prediction:
     @property
     def mfu(self) -> Interval:
         """Share of the peak of the devices, which a calibrated machine has measured."""
-        peak = self.hardware.peak_flops[MATMUL_DTYPE[self.config.parallel.precision]]
+        peak = matmul_peak(self.config.parallel.precision, self.hardware)
         per_unit = count_flops(self.config)[MAIN_CONVENTION]
         share = per_unit / (peak * self.config.parallel.world_size)
         rate = self.units_per_s

@@ -159,6 +159,7 @@ def _work(row: PublishedRow, hardware: Hardware, micro_batches: float) -> StepWo
         attention_blocks=0.0,
         doublings=max(0.0, math.log2(ranks / hardware.devices_per_node)),
         is_eight_bits=float(bool(re.search("fp8|float8", row.precision or ""))),
+        is_float32=float(bool(re.search("fp32|float32|tf32", row.precision or ""))),
         **_communication(row, weights, micro_batches, hardware),
     )
 

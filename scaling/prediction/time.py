@@ -1,7 +1,8 @@
 """Predicts the step time of a run: what it is spent on, a 90 % interval, and where both come from.
 
 measured       this very configuration was measured on this hardware
-fitted         the GPU was fitted, and size, devices and batch lie within four times of its runs
+fitted         the GPU was fitted, in this number format, and size, devices and batch lie within
+               four times of its runs
 extrapolated   anything else: only the interval is to be shown
 """
 
@@ -26,6 +27,7 @@ RANGE_FIELDS = {
     "parameters": "parameters",
     "ranks": "devices",
     "positions": "positions of a micro-batch",
+    "is_float32": "number format",  # 0 or 1, of which four times 0 is not the other
 }
 
 
@@ -57,11 +59,21 @@ class TimeModel:
         if ranges is None:
             return (f"{gpu}, on which no run of the fit was",)
         return tuple(
-            f"{RANGE_FIELDS[name]} {getattr(work, name):,.0f}, more than {RANGE_FACTOR:g} times "
-            f"beyond the {f'{low:,.0f} to ' if low < high else ''}{high:,.0f} of the fit"
+            _format_beyond(name, work, low, high)
             for name, (low, high) in ranges.items()
             if not low / RANGE_FACTOR <= getattr(work, name) <= high * RANGE_FACTOR
         )
+
+
+def _format_beyond(name: str, work: StepWork, low: float, high: float) -> str:
+    if name == "is_float32":
+        number_format = "float32" if work.is_float32 else "16 bits"
+        return f"products in {number_format}, in which no run of the fit was"
+    ends = f"{high:,.0f}" if low == high else f"{low:,.0f} to {high:,.0f}"
+    return (
+        f"{RANGE_FIELDS[name]} {getattr(work, name):,.0f}, more than {RANGE_FACTOR:g} times beyond "
+        f"the {ends} of the fit"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import Any
 from scaling.prediction.communication import collectives_of_step
 from scaling.prediction.copies import copied_bytes
 from scaling.prediction.hardware import Hardware, Link
-from unitransformer.config import RunConfig
+from unitransformer.config import Precision, RunConfig
 from unitransformer.costs.flops import count_parameters, count_predicted_positions
 from unitransformer.costs.gpus import MATMUL_DTYPE
 from unitransformer.machine.alpha_beta import Collective, ring
@@ -65,6 +65,7 @@ class StepWork:
     attention_blocks: Value  # a count of small products in 16 bits, where starting one takes long
     doublings: Value  # log2 of the nodes
     is_eight_bits: Value  # 1 if the products are in eight bits
+    is_float32: Value  # 1 if they are in float32 or TF32
 
 
 def gpu_family(hardware: Hardware) -> str:
@@ -110,6 +111,25 @@ def ring_s(kind: Collective, size_bytes: float, num_ranks: int, calls: float, li
     return calls * steps * link.latency_s + sent * size_bytes / link.bytes_per_s
 
 
+def matmul_peak(precision: Precision, hardware: Hardware) -> float:
+    """Returns the FLOP/s of a device in the number format of the products of a run.
+
+    Raises:
+        ValueError: the hardware states no peak for it.
+    """
+    dtype = MATMUL_DTYPE[precision]
+    # torch rounds float32 products to TF32 where a GPU has it, as the recipes ask for.
+    if dtype == "float32" and "tf32" in hardware.peak_flops and not hardware.is_cpu:
+        return hardware.peak_flops["tf32"]
+    if dtype in hardware.peak_flops:
+        return hardware.peak_flops[dtype]
+    known = ", ".join(hardware.peak_flops)
+    raise ValueError(
+        f"precision is {precision}, but hardware {hardware.name} has no peak in "
+        f"{dtype}, only in {known}; choose another precision or add the peak to its file"
+    )
+
+
 def work_of_config(config: RunConfig, hardware: Hardware) -> StepWork:
     """Returns the work of a run of this suite.
 
@@ -117,18 +137,7 @@ def work_of_config(config: RunConfig, hardware: Hardware) -> StepWork:
         ValueError: the hardware states no peak for the number format of the products.
     """
     model, parallel = config.model, config.parallel
-    dtype = MATMUL_DTYPE[parallel.precision]
-    # torch rounds float32 products to TF32 where a GPU has it, as the recipes ask for.
-    if dtype == "float32" and "tf32" in hardware.peak_flops and not hardware.is_cpu:
-        peak = hardware.peak_flops["tf32"]
-    elif dtype in hardware.peak_flops:
-        peak = hardware.peak_flops[dtype]
-    else:
-        known = ", ".join(hardware.peak_flops)
-        raise ValueError(
-            f"precision is {parallel.precision}, but hardware {hardware.name} has no peak in "
-            f"{dtype}, only in {known}; choose another precision or add the peak to its file"
-        )
+    peak = matmul_peak(parallel.precision, hardware)
     bytes_per_s = hardware.memory_bytes_per_s
     samples, positions = config.batch_size, config.sequence_length
     width, hidden, layers = model.width, model.feedforward_width, model.num_layers
@@ -175,6 +184,7 @@ def work_of_config(config: RunConfig, hardware: Hardware) -> StepWork:
         attention_blocks=_attention_blocks(config) if hardware.is_cpu else 0.0,
         doublings=max(0.0, math.log2(parallel.world_size / hardware.devices_per_node)),
         is_eight_bits=0.0,
+        is_float32=float(MATMUL_DTYPE[parallel.precision] == "float32"),
         **_communication(config, hardware),
     )
 

@@ -11,9 +11,11 @@ from scaling.prediction.parameters import (
     embedding_parameters,
     outer_parameters,
 )
+from scaling.prediction.predict import predict as predict_whole
 from scaling.prediction.time import MeasuredStep, StepTime, predict_time, what_matters
 from scaling.prediction.work import collective_s, work_of_config
 from unitransformer.config import ModelConfig, ParallelConfig, RunConfig
+from unitransformer.costs.flops import MAIN_CONVENTION, count_flops
 
 H100 = load_hardware("h100-sxm-8")
 
@@ -125,7 +127,30 @@ def test_only_a_cpu_starts_products_of_attention_in_16_bits_one_by_one() -> None
 def test_unknown_gpus_and_far_counts_are_extrapolated() -> None:
     assert predict(config()).provenance == "fitted"
     assert predict(config(), "l40s-8").provenance == "extrapolated"
-    assert predict(config(devices=16384)).provenance == "extrapolated"
+    far = predict(config(devices=16384))
+    assert far.provenance == "extrapolated"
+    assert far.beyond == ("devices 16,384, more than 4 times beyond the 8 to 512 of the fit",)
+    (reason,) = predict(config(width=1024), "b200-8").beyond
+    assert reason.endswith("more than 4 times beyond the 8,029,995,008 of the fit")
+
+
+def test_a_number_format_that_no_run_of_the_fit_had_is_extrapolated() -> None:
+    time = predict(in_float32(config()))
+    assert time.provenance == "extrapolated"
+    assert time.beyond == ("products in float32, in which no run of the fit was",)
+    model = default_model()
+    ranges = {"h100": {**model.ranges["h100"], "is_float32": (1.0, 1.0)}}
+    measured = dataclasses.replace(model, ranges=ranges)  # as of runs in float32 alone
+    assert predict_time(in_float32(config()), H100, measured).provenance == "fitted"
+    (reason,) = predict_time(config(), H100, measured).beyond
+    assert reason == "products in 16 bits, in which no run of the fit was"
+
+
+def test_the_share_of_the_peak_is_that_of_the_format_that_computes() -> None:
+    found = predict_whole(in_float32(config()), H100, default_model())
+    assert found.mfu.high < 0.9  # of TF32: of float32 it would be seven times as much
+    per_s = count_flops(found.config)[MAIN_CONVENTION] * found.units_per_s.value
+    assert found.mfu.value == pytest.approx(per_s / (8 * H100.peak_flops["tf32"]))
 
 
 def test_a_measured_config_keeps_its_measured_time() -> None:
