@@ -181,6 +181,8 @@ class _File:
     values: Mapping[str, Any]
 
     def read(self) -> Hardware:
+        if self.path.stem == THIS_MACHINE:
+            raise ValueError(f"hardware {self.path} has the name of this machine; rename the file")
         known = ("gpu", "devices_per_node", "memory", "peaks", "intra_node", "inter_node", "price")
         self._check_names("", self.values, known)
         gpu = self._gpu()

@@ -70,8 +70,10 @@ class StepWork:
 
 def gpu_family(hardware: Hardware) -> str:
     """Returns the name of the GPUs that reach the same share of their peak as this one."""
-    if hardware.gpu is None:
+    if hardware.is_cpu:
         return hardware.name
+    if hardware.gpu is None:  # a file may have the name of a GPU that is in the fit
+        return f"the GPU of {hardware.name}"
     name = hardware.gpu.split()[0].lower()
     return "h100" if name == "h200" else name  # the same chip with more memory
 

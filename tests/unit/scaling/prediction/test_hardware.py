@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from scaling.prediction.fit_file import default_model
 from scaling.prediction.hardware import (
     FOLDER,
     Hardware,
@@ -115,6 +116,23 @@ def test_a_gpu_without_data_sheet_needs_its_peaks(tmp_path: Path) -> None:
     hardware = load(tmp_path, text + peaks)
     assert (hardware.gpu, hardware.peak_flops) == (None, {"bfloat16": 500e12})
     assert hardware.memory_bytes_per_s == 3e12
+
+
+def test_a_file_with_the_name_of_a_gpu_of_the_fit_is_no_such_gpu(tmp_path: Path) -> None:
+    peaks = '[peaks]\nbfloat16 = "500 TFLOP/s"\nmemory_bandwidth = "3 TB/s"\nsource = "me"\n'
+    text = GOOD.replace("H100 SXM", "Z1").replace('3 us"', '3 us"\nbandwidth = "100 GB/s"')
+    for name in default_model().ranges:  # a100, h100, ...
+        path = tmp_path / f"{name}.toml"
+        path.write_text(text + peaks)
+        node = load_hardware(str(path))
+        axes = {"size": ["6.7b"], "strategy": ["fsdp"], "batch-size": ["2"]}
+        (config,), _ = build_configs("gpt", (8,), axes, node)
+        time = predict(config, node, model_for(node)).time
+        assert time.beyond == (f"the GPU of {name}, on which no run of the fit was",)
+    path = tmp_path / "this-machine.toml"
+    path.write_text(text + peaks)
+    with pytest.raises(ValueError, match="has the name of this machine; rename"):
+        load_hardware(str(path))
 
 
 @pytest.mark.parametrize(
