@@ -50,14 +50,15 @@ PAGE = """<!DOCTYPE html>
 <meta name="color-scheme" content="light dark">
 <title>{title}</title>
 <style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 80em; margin: 1em auto; padding: 0 1em }}
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 92em; margin: 1em auto; padding: 0 1em }}
 h1 {{ font-size: 22px; margin: 0 0 .5em }}
 p {{ margin: .2em 0 }}
 section {{ margin: 0 0 1.2em; overflow-x: auto }}
 p:has(+ table) {{ font-weight: 600 }}
-svg {{ width: 100%; height: auto }}
+svg {{ width: 100%; max-width: 75em; height: auto }}
 table {{ border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }}
-th, td {{ text-align: right; padding: .2em .6em; border-bottom: 1px solid #8886 }}
+th, td {{ text-align: right; padding: .2em .45em; border-bottom: 1px solid #8886 }}
+td {{ white-space: nowrap }}
 .left {{ text-align: left }}
 </style>
 </head>
