@@ -12,7 +12,7 @@ import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 from scaling.prediction.communication import (
     REUSE_NUMBERS,
@@ -489,91 +489,238 @@ def _recomputed_layers(
     for all between them. The last one may compute only some positions, and the first one has no
     next one to gather.
     """
-    states, model, parallel = _states(config), config.model, config.parallel
-    layers, width, hidden = model.num_layers, model.width, model.feedforward_width
-    saved = saved_by_kind(config)
-    saved_logits = saved.pop("logits")
-    saved = {kind: size for kind, size in saved.items() if size and kind != "head"}
-    if copied := _copied_layer(config):
-        saved["16-bit weights"] -= (layers - 1) * copied
-    others = _added_layer_bytes(config)  # that all layers but the last keep
-    of_last = saved["layers"] - (layers - 1) * others
-    full = replace(config, parallel=replace(parallel, activation_checkpointing="full"))
-    input_bytes = saved_by_kind(full)["layers"] // layers
-    all_rows = config.batch_size * config.sequence_length
-    size = 4 if parallel.precision == "32-true" else 2
-    residual = input_bytes // (all_rows * width)
-    is_float32 = parallel.accelerator == "cuda" and parallel.precision.endswith("mixed")
-    norm = 4 if is_float32 and not parallel.uses_deepspeed else residual
-    # Without a cast between them, the input of a layer is that of its norm.
-    recomputed = layer_bytes(config) - (others - input_bytes) - (norm == residual) * input_bytes
-    # ReLU keeps its result, which without dropout is also the input of the second matrix.
-    is_shared = model.activation == "relu" and model.dropout == 0
-    layer_numbers = count_numbers(layer_parameters(model))
-    is_whole = parallel.strategy == "single" and config.accumulate == 1
+    layers = config.model.num_layers
     names = {0: "last layer", 1: "layer before the last", layers - 2: "second layer"}
     names = {layers - 1: "first layer"} | {n: name for n, name in names.items() if 0 <= n < layers}
+    sizes = _RecomputedSizes.of(config)
     for finished, name in names.items():
-        rows = all_rows if finished else config.batch_size * count_predicted_positions(config)
-        layer = recomputed * rows // all_rows
-        kept = saved | {"layers": saved["layers"]}
-        if finished:
-            kept["layers"] -= of_last + (finished - 1) * others
-        gradients = remaining
-        if is_whole:
-            gradients += _size_of_gradients(parallel) * (
-                _head_numbers(config) + finished * layer_numbers
-            )
-        communication = states.buffers + states.kept_buffers + finished * states.layer_shard
-        communication += states.reduced_layer if finished else 0
-        rest: dict[str, Any] = {**common, "logits": saved_logits if keeps_gradients(config) else 0}
-        following = states.next_layer if layers - finished > 1 else 0
-        gathered = states.gathered + states.gathered_layer + following
-        new = 0 if states.layer_gradients else _new_gradient_size(config)
-        # As computed, and with the float32 copy of autocast, when the input of the product is gone.
-        matrix = new * width * hidden
-        if new > 4 and not is_shared:
-            matrix = max(2 * width * hidden, matrix - size * rows * hidden)
-        casts = size * width if residual != size else 0
-        is_kept = 4 if is_whole else 0
-        for results, of_matrix in (
-            ((size + scratch) * hidden + casts, matrix),
-            ((2 if is_shared else 1) * size * hidden, is_kept * width * hidden),
-        ):
-            yield _Moment(
-                **rest,
-                moment=f"backward pass of the {name}",
-                gradients=gradients + of_matrix,
-                gathered=gathered,
-                activations=kept
-                | {"gradients of a layer's results": rows * (results + residual * width)}
-                | {"recomputed layer": layer},
-                communication=communication + states.layer_gradients,
-            )
-        # The projection of queries, keys and values reads its input and the gradients of all three.
-        yield _Moment(
-            **rest,
-            moment=f"end of the backward pass of the {name}",
-            gradients=gradients + (is_kept * layer_numbers if is_whole else new * 3 * width**2),
-            gathered=gathered,
-            activations=kept
-            | {"gradients of a layer's results": rows * width * (4 * size + residual)}
-            | {"recomputed layer": rows * width * (size + (norm if norm != residual else 0))},
-            communication=communication + states.all_layer_gradients,
+        layer = _RecomputedLayer(config, common, remaining, scratch, sizes, finished, name)
+        yield from layer.moments()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RecomputedSizes:
+    """Bytes and numbers of a layer whose forward pass is computed again."""
+
+    size: int  # of a number that a matrix product reads
+    residual: int  # of a number between the layers
+    norm: int  # of a number that a norm reads
+    results: int  # of all results that the recomputation makes, at all positions
+    kept: Mapping[str, int]  # what the forward pass keeps of all layers, by kind
+    kept_of_last: int  # what it keeps of the last layer,
+    kept_of_other: int  # and of each other one
+    logits: int
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Self:
+        model, parallel = config.model, config.parallel
+        layers, width = model.num_layers, model.width
+        saved = saved_by_kind(config)
+        logits = saved.pop("logits")
+        kept = {kind: size for kind, size in saved.items() if size and kind != "head"}
+        if copied := _copied_layer(config):
+            kept["16-bit weights"] -= (layers - 1) * copied
+        other = _added_layer_bytes(config)
+        full = replace(config, parallel=replace(parallel, activation_checkpointing="full"))
+        input_bytes = saved_by_kind(full)["layers"] // layers
+        residual = input_bytes // (config.batch_size * config.sequence_length * width)
+        is_float32 = parallel.accelerator == "cuda" and parallel.precision.endswith("mixed")
+        norm = 4 if is_float32 and not parallel.uses_deepspeed else residual
+        # Without a cast between them, the input of a layer is that of its norm.
+        shared = input_bytes if norm == residual else 0
+        return cls(
+            size=4 if parallel.precision == "32-true" else 2,
+            residual=residual,
+            norm=norm,
+            results=layer_bytes(config) - (other - input_bytes) - shared,
+            kept=kept,
+            kept_of_last=kept["layers"] - (layers - 1) * other,
+            kept_of_other=other,
+            logits=logits if keeps_gradients(config) else 0,
         )
-        if states.reduced_layer:
-            yield _Moment(
-                **rest,
-                moment=f"reduction of the {name}",
+
+
+@dataclass(frozen=True)
+class _RecomputedLayer:
+    """The backward pass of one layer that is recomputed, after that of `finished` later ones.
+
+    In this order:
+
+    1. The forward pass of the layer is computed again; all its results are there.
+    2. The second matrix of the feed-forward: a product makes the gradient of its input from that of
+       the layer's result, and another one that of the matrix.
+    3. The activation makes the gradient of its input from that of its result.
+    4. What is left of the results goes, one by one, down to the projection of queries, keys and
+       values, which reads its input and the gradients of all three.
+    5. If weights are sharded, the whole ones are dropped, and gradients are copied into one array
+       to be reduced. It stays until the next layer is reduced.
+
+    Most is alive in steps 2, 3, 4 and 5. Beside it, earlier layers keep their inputs; strategies
+    that shard nothing have the gradients of later layers and the head, others shards of them.
+    """
+
+    config: RunConfig
+    common: Mapping[str, Any]
+    remaining: int  # gradients from before
+    scratch: int
+    sizes: _RecomputedSizes
+    finished: int
+    name: str
+
+    def moments(self) -> Iterator[_Moment]:
+        yield from self._feedforward()
+        yield self._projection()
+        if self._states.reduced_layer:
+            yield self._reduction()
+
+    def _feedforward(self) -> Iterator[_Moment]:
+        sizes, hidden, width = self.sizes, self.config.model.feedforward_width, self._width
+        casts = sizes.size * width if sizes.residual != sizes.size else 0
+        product = (sizes.size + self.scratch) * hidden + casts
+        # ReLU keeps its result, which without dropout is also the input of the second matrix.
+        activation = (2 if self._has_shared_input else 1) * sizes.size * hidden
+        of_matrix = self._kept_size * width * hidden
+        for results, gradients in ((product, self._new_matrix()), (activation, of_matrix)):
+            yield self._moment(
+                "backward pass",
                 gradients=gradients,
-                gathered=states.gathered + following,
-                activations=kept | {"gradients of a layer's results": rows * width * residual},
-                communication=states.all_layer_gradients
-                + states.reduced_layer
-                + (finished + 1) * states.layer_shard
-                + states.buffers
-                + states.kept_buffers,
+                results=results + sizes.residual * width,
+                recomputed=sizes.results * self._rows // self._all_rows,
+                communication=self._states.layer_gradients,
             )
+
+    def _projection(self) -> _Moment:
+        sizes, width = self.sizes, self._width
+        layer_numbers = count_numbers(layer_parameters(self.config.model))
+        of_matrix = self._new_size * 3 * width**2
+        norm = sizes.norm if sizes.norm != sizes.residual else 0
+        return self._moment(
+            "end of the backward pass",
+            gradients=self._kept_size * layer_numbers if self._is_whole else of_matrix,
+            results=width * (4 * sizes.size + sizes.residual),
+            recomputed=self._rows * width * (sizes.size + norm),
+            communication=self._states.all_layer_gradients,
+        )
+
+    def _reduction(self) -> _Moment:
+        states = self._states
+        return self._moment(
+            "reduction",
+            gathered=states.gathered + self._next_layer,
+            results=self._width * self.sizes.residual,
+            communication=states.all_layer_gradients
+            + (0 if self.finished else states.reduced_layer)
+            + states.layer_shard,
+        )
+
+    def _moment(
+        self,
+        name: str,
+        *,
+        gradients: int = 0,
+        gathered: int | None = None,
+        results: int,
+        recomputed: int | None = None,
+        communication: int,
+    ) -> _Moment:
+        """Adds what is alive in all steps.
+
+        Args:
+            gradients: of the matrix at hand, or of the matrices of this layer that are done.
+            gathered: whole weights; by default those of this layer and of the next one.
+            results: gradients of the layer's results, for each position.
+            recomputed: results of the recomputation that are still there.
+            communication: whole gradients of sharded weights, and buffers.
+        """
+        states = self._states
+        if gathered is None:
+            gathered = states.gathered + states.gathered_layer + self._next_layer
+        activations = self._kept() | {"gradients of a layer's results": self._rows * results}
+        if recomputed is not None:
+            activations["recomputed layer"] = recomputed
+        waiting = states.reduced_layer if self.finished else 0
+        return _Moment(
+            **self.common,
+            moment=f"{name} of the {self.name}",
+            gradients=self.remaining + self._finished_gradients() + gradients,
+            gathered=gathered,
+            activations=activations,
+            logits=self.sizes.logits,
+            communication=communication
+            + waiting
+            + self.finished * states.layer_shard
+            + states.buffers
+            + states.kept_buffers,
+        )
+
+    def _kept(self) -> dict[str, int]:
+        """Returns what the forward pass kept of this layer and of those before it."""
+        kept = dict(self.sizes.kept)
+        if self.finished:
+            others = (self.finished - 1) * self.sizes.kept_of_other
+            kept["layers"] -= self.sizes.kept_of_last + others
+        return kept
+
+    def _finished_gradients(self) -> int:
+        """Returns the whole gradients of the head and of finished layers, if they stay."""
+        if not self._is_whole:
+            return 0
+        numbers = _head_numbers(self.config)
+        numbers += self.finished * count_numbers(layer_parameters(self.config.model))
+        return _size_of_gradients(self.config.parallel) * numbers
+
+    def _new_matrix(self) -> int:
+        """Returns the gradient of the second matrix as computed, and autocast's float32 copy.
+
+        The copy is made when the input of the product is gone.
+        """
+        width, hidden = self._width, self.config.model.feedforward_width
+        matrix = self._new_size * width * hidden
+        if self._new_size > 4 and not self._has_shared_input:
+            matrix = max(2 * width * hidden, matrix - self.sizes.size * self._rows * hidden)
+        return matrix
+
+    @property
+    def _states(self) -> _States:
+        return _states(self.config)
+
+    @property
+    def _width(self) -> int:
+        return self.config.model.width
+
+    @property
+    def _all_rows(self) -> int:
+        return self.config.batch_size * self.config.sequence_length
+
+    @property
+    def _rows(self) -> int:
+        """Positions that the layer computes."""
+        predicted = self.config.batch_size * count_predicted_positions(self.config)
+        return self._all_rows if self.finished else predicted
+
+    @property
+    def _next_layer(self) -> int:
+        is_first = self.finished == self.config.model.num_layers - 1
+        return 0 if is_first else self._states.next_layer
+
+    @property
+    def _has_shared_input(self) -> bool:
+        model = self.config.model
+        return model.activation == "relu" and model.dropout == 0
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether gradients stay as they are computed."""
+        return self.config.parallel.strategy == "single" and self.config.accumulate == 1
+
+    @property
+    def _kept_size(self) -> int:
+        return 4 if self._is_whole else 0
+
+    @property
+    def _new_size(self) -> int:
+        """Bytes of a number of a gradient just computed, unless `layer_gradients` counts it."""
+        return 0 if self._states.layer_gradients else _new_gradient_size(self.config)
 
 
 def _size_of_gradients(parallel: ParallelConfig) -> int:
