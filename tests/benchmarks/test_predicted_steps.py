@@ -37,6 +37,8 @@ TRUE, SELECTIVE = {"precision": "bf16-true"}, {"activation_checkpointing": "sele
 CASES: list[tuple[str, str, int, dict[str, Any]]] = [
     ("gpt", "fsdp", 2, HALF | FULL),
     ("bert", "fsdp", 2, {}),
+    ("bert", "zero3", 2, FULL),
+    ("vit", "fsdp1", 2, HALF | FULL),
     ("gpt", "single", 1, {}),
     ("gpt", "single", 1, HALF),
     ("gpt", "single", 1, TRUE),
@@ -70,8 +72,28 @@ CASES: list[tuple[str, str, int, dict[str, Any]]] = [
     # So few that a layer's weights set it: the last layer, and then the one before, are reduced.
     ("gpt", "fsdp", 4, {"batch_size": 1}),
     ("vit", "fsdp", 2, HALF | {"batch_size": 1}),
+    ("vit", "fsdp1", 2, {"batch_size": 1}),
+    # Activation checkpointing, where each strategy has memory of its own.
+    ("gpt", "fsdp1", 2, FULL),
+    ("vit", "fsdp1", 2, SELECTIVE),
+    ("bert", "fsdp1", 1, FULL),
+    ("gpt", "fsdp1", 1, HALF | FULL),
+    ("gpt", "zero1", 2, HALF | FULL),
+    ("vit", "zero1", 1, SELECTIVE),
+    ("bert", "zero2", 2, SELECTIVE),
+    ("vit", "zero2", 2, HALF | FULL),
+    ("gpt", "zero3", 1, FULL),
+    ("bert", "zero3", 1, SELECTIVE),
+    ("vit", "zero3", 2, HALF | SELECTIVE),
+    ("bert", "zero3", 2, HALF),
+    ("vit", "fsdp", 1, FULL),
+    ("vit", "fsdp", 1, HALF | FULL),
+    ("bert", "ddp", 2, HALF | FULL),
+    ("gpt", "ddp", 2, HALF | SELECTIVE),
+    # A loss in blocks, for which ZeRO-3 has the weights of the head in the whole step.
+    ("gpt", "zero3", 2, FULL | {"loss_block": 500}),
 ]
-FAST = 2  # cases without `--whole-proof`
+FAST = 4  # cases without `--whole-proof`
 pytestmark = pytest.mark.timeout(3600)  # of all cases
 MEDIAN, WORST, LOW = 0.03, 0.08, -0.03  # of predicted / measured - 1
 COPIES = 0.15  # of the bytes of the weights: what the test counts of activations
@@ -130,13 +152,14 @@ def make_config(
 ) -> RunConfig:
     config = small_config(recipe, strategy)
     parallel: dict[str, Any] = {"devices": ranks // nodes, "num_nodes": nodes}
-    of_run = ("accumulate", "batch_size")
+    of_run = ("accumulate", "batch_size", "loss_block")
     parallel |= {name: value for name, value in options.items() if name not in of_run}
     model = RECIPES[recipe].PRESET.model_config("reference", **shape) if shape else config.model
     return replace(
         config,
         model=model,
         accumulate=options.get("accumulate", 1),
+        loss_block=options.get("loss_block"),
         data=replace(config.data, source="synthetic"),
         parallel=replace(config.parallel, **parallel),
     )
