@@ -1,5 +1,6 @@
 """Tests what must hold for every predicted memory; tests/benchmarks compares with real runs."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -109,6 +110,32 @@ def test_deepspeed_allocates_buckets_beside_all_activations() -> None:
     bucket = 2 * count_parameters(config.model)  # bf16
     assert memory.communication == pytest.approx(2 * bucket, rel=0.01)
     assert memory.activations["layers"] == saved_by_kind(config)["layers"]
+
+
+def test_zero3_has_gathered_weights_twice_in_the_forward_pass() -> None:
+    config = make_config("reference", 8, devices=8, strategy="zero3", precision="32-true")
+    config = replace(config, model=replace(config.model, num_layers=3, num_classes=2000))
+    parallel = replace(config.parallel, activation_checkpointing="full")
+    memory = predict(replace(config, parallel=parallel))
+    assert memory.moment == "feed-forward of the last layer"
+    bucket = 4 * 1024 * math.ceil(count_parameters(config.model) / 1024)
+    # Fewer than 50 million numbers are gathered in one array, until the head has been used.
+    assert memory.communication == bucket + memory.gathered
+
+
+@pytest.mark.parametrize(("precision", "size"), [("32-true", 0), ("bf16-mixed", 2)])
+def test_fsdp1_on_one_device_gathers_nothing_and_casts_weights(precision: str, size: int) -> None:
+    config = make_config("reference", 64, devices=1, strategy="fsdp1", precision=precision)
+    memory = predict(config)
+    assert memory.gathered == size * count_numbers(outer_parameters(config.model))
+
+
+def test_checkpointed_layers_keep_no_copies_of_weights_in_the_forward_pass() -> None:
+    config = make_config("reference", 64, devices=8, strategy="ddp")
+    parallel = replace(config.parallel, activation_checkpointing="full")
+    memory = predict(replace(config, parallel=parallel))
+    model = config.model
+    assert memory.activations["16-bit weights"] == 2 * model.width * model.num_classes  # the head
 
 
 def test_checkpointing_keeps_less() -> None:
