@@ -2,8 +2,8 @@
 # torch 2.13.0: over gloo an all-gather into a tensor takes longer than an all-reduce of the same tensor, and a
 # reduce-scatter of it nearly twice as long, although each sends half as many bytes: gloo gathers into arrays of its
 # own, which are copied, and reduces whole copies of the tensor on every rank, of which one part is kept.
-# Expected: about half of the time of the all-reduce, as with NCCL's rings.
-# Seen (two ranks on two cores; the times of other machines differ, their order does not):
+# Expected: about half of the time of the all-reduce, as with NCCL's rings. Times of other machines differ, their order does not.
+# Seen:
 #   64 MiB on 2 ranks, times of an all-reduce: all-gather 1.4, reduce-scatter 1.7
 . "$(dirname "$0")/common.sh"
 install torch==2.13.0 numpy==2.4.6
