@@ -30,7 +30,7 @@ from scaling.prediction.comparisons import (
 from scaling.prediction.hardware import Hardware
 from scaling.prediction.held_out import calibration_errors
 from scaling.prediction.measured_rows import model_for, runs_on
-from scaling.prediction.memory import predict_memory
+from scaling.prediction.memory import LARGEST_ERROR, LOWEST_ERROR, predict_memory
 from scaling.prediction.options import SEARCHED, PredictOptions
 from scaling.prediction.page import Block, Table, render_page, text_of
 from scaling.prediction.predict import (
@@ -65,6 +65,10 @@ PROVENANCE = (
     "fitted: parameters, devices and tokens of a micro-batch are each within four times those of "
     "the runs in the fit, and products are in a number format of theirs. extrapolated: one is not, "
     "so that only the range is shown."
+)
+COMPUTED = (
+    "Memory is computed and not fitted: tests hold it between "
+    f"{-LOWEST_ERROR:.0%} below and {LARGEST_ERROR:.0%} above what steps of this suite allocate."
 )
 MOST_TIES = 4
 OF_LINE = ("parallel.strategy", "size", "sequence_length")
@@ -523,6 +527,7 @@ def _memory_table(predictions: Sequence[Prediction]) -> Table:
 
 def _notes(options: PredictOptions, calibration: Sequence[str]) -> Iterator[str]:
     yield PROVENANCE
+    yield COMPUTED
     if not options.is_best:
         yield (
             "compute, exposed communication and optimizer are shares of the step; hidden "

@@ -20,6 +20,7 @@ A GPU that is not in the table also needs [peaks], such as `bfloat16 = "989 TFLO
 `memory_bandwidth = "3.35 TB/s"` and a source. [price] with `per_device_hour` in USD is optional.
 """
 
+import errno
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -141,17 +142,13 @@ def _read_toml(path: Path) -> dict[str, Any]:
     """Returns the values of a file; raises ValueError with what is wrong and the fix."""
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ValueError(
-            f"hardware {path} {why_missing(path)}; give a .toml file, or one of "
-            f"{', '.join(list_hardware())}"
-        ) from None
     except UnicodeDecodeError as error:
         raise ValueError(f"hardware {path} is not text in UTF-8; save it as UTF-8") from error
     except OSError as error:
+        is_missing = error.errno in (errno.ENOENT, errno.ELOOP)
+        why = why_missing(path) if is_missing else f"cannot be read ({error.strerror})"
         raise ValueError(
-            f"hardware {path} cannot be read ({error.strerror}); give a .toml file, or one of "
-            f"{', '.join(list_hardware())}"
+            f"hardware {path} {why}; give a .toml file, or one of {', '.join(list_hardware())}"
         ) from error
     try:
         return tomllib.loads(text)

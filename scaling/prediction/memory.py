@@ -36,6 +36,8 @@ SYNTHETIC_NUMBERS = 2**18  # of `unitransformer.data.sources`, drawn once for al
 NUM_DIGITS = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)
 # Share of the allocated peak that CUDA's allocator reserves beyond it, as a guess from records.
 FREE_SHARE = 0.05
+# Errors that tests allow of the allocated bytes, against counted steps and rehearsals.
+LOWEST_ERROR, LARGEST_ERROR = -0.03, 0.08
 
 
 @dataclass(frozen=True, kw_only=True)
