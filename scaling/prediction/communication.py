@@ -93,6 +93,16 @@ def collectives_of_step(config: RunConfig, *, node_size: int) -> tuple[Collectiv
     return (*found, agreement)
 
 
+def weight_size(config: RunConfig) -> int:
+    """Returns the bytes of a number in which weights are gathered, and products take them."""
+    return 4 if config.parallel.precision == "32-true" else 2
+
+
+def sum_size(config: RunConfig) -> int:
+    """Returns the bytes of a number in which gradients are summed, except by DeepSpeed."""
+    return 2 if config.parallel.precision == "bf16-true" else 4
+
+
 @dataclass(frozen=True)
 class _Step:
     config: RunConfig
@@ -100,13 +110,11 @@ class _Step:
 
     @property
     def number(self) -> int:
-        """Bytes of a number in which weights are gathered."""
-        return 4 if self.config.parallel.precision == "32-true" else 2
+        return weight_size(self.config)
 
     @property
     def sum_number(self) -> int:
-        """Bytes of a number in which gradients are summed, except by DeepSpeed."""
-        return 2 if self.config.parallel.precision == "bf16-true" else 4
+        return sum_size(self.config)
 
     def make(
         self,

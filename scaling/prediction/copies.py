@@ -5,7 +5,7 @@ gradients and their scaling to it are no copies: every strategy has them, as par
 Tests compare the counts with those of the operations of real steps.
 """
 
-from scaling.prediction.communication import collectives_of_step
+from scaling.prediction.communication import collectives_of_step, sum_size, weight_size
 from scaling.prediction.parameters import count_numbers, embedding_parameters
 from unitransformer.config import RunConfig
 from unitransformer.costs.flops import count_parameters
@@ -25,7 +25,7 @@ def copied_bytes(config: RunConfig, *, node_size: int) -> float:
             return _cast_by_autocast(config)
         case "ddp":
             # Each gradient is copied to its place in a bucket, in the last micro-batch.
-            bucket = 2.0 * _sum_size(config) * count_parameters(config.model)
+            bucket = 2.0 * sum_size(config) * count_parameters(config.model)
             return _cast_by_autocast(config) + bucket / config.accumulate
         case "fsdp" | "hsdp":
             return _copied_by_fsdp2(config, node_size)
@@ -35,22 +35,13 @@ def copied_bytes(config: RunConfig, *, node_size: int) -> float:
             return _copied_by_deepspeed(config, node_size)
 
 
-def _size(config: RunConfig) -> int:
-    """Returns the bytes of a number in which products take weights."""
-    return 4 if config.parallel.precision == "32-true" else 2
-
-
-def _sum_size(config: RunConfig) -> int:
-    """Returns the bytes of a number in which gradients are summed, except by DeepSpeed."""
-    return 2 if config.parallel.precision == "bf16-true" else 4
-
-
 def _cast_by_autocast(config: RunConfig) -> float:
     """Autocast casts the weights of products to 16 bits, and their gradients back."""
     if config.parallel.precision not in MIXED:
         return 0.0
     numbers = count_parameters(config.model)
-    if config.model.patch_size is None:  # rows of the embedding are read as they are
+    # Rows of the embedding are read as they are; a tied matrix is also that of the head's product.
+    if config.model.patch_size is None and not config.model.tied_head:
         numbers -= count_numbers(embedding_parameters(config.model))
     return 2.0 * (4 + 2) * numbers
 
@@ -59,7 +50,7 @@ def _gathered_numbers(config: RunConfig, node_size: int) -> float:
     """Returns how many weights the passes of a micro-batch gather, repetitions included."""
     sent = collectives_of_step(config, node_size=node_size)
     gathers = [c for c in sent if c.kind == "all_gather" and c.phase != "optimizer"]
-    return sum(gather.total_bytes for gather in gathers) / _size(config) / config.accumulate
+    return sum(gather.total_bytes for gather in gathers) / weight_size(config) / config.accumulate
 
 
 def _copied_by_fsdp2(config: RunConfig, node_size: int) -> float:
@@ -69,7 +60,7 @@ def _copied_by_fsdp2(config: RunConfig, node_size: int) -> float:
     the sum to the gradients of the shards. On one rank it copies the weights, and gathers nothing.
     """
     parallel, numbers = config.parallel, float(count_parameters(config.model))
-    size, summed = _size(config), _sum_size(config)
+    size, summed = weight_size(config), sum_size(config)
     cast = 4 + size if parallel.precision in MIXED else 0
     ranks = parallel.devices if parallel.strategy == "hsdp" else parallel.world_size
     gathered = _gathered_numbers(config, node_size) if ranks > 1 else numbers
@@ -84,7 +75,7 @@ def _copied_by_fsdp1(config: RunConfig, node_size: int) -> float:
     It joins the gradients of a layer, casts and divides them, and copies its share of the sum.
     """
     parallel, numbers = config.parallel, float(count_parameters(config.model))
-    size, summed = _size(config), _sum_size(config)
+    size, summed = weight_size(config), sum_size(config)
     is_mixed = parallel.precision in MIXED
     if parallel.world_size == 1:  # casts weights for each pass, and gradients back
         return (2.0 * size + (3 * (4 + size) if is_mixed else 0)) * numbers
@@ -102,7 +93,7 @@ def _copied_by_deepspeed(config: RunConfig, node_size: int) -> float:
     that it gathers.
     """
     parallel, numbers = config.parallel, float(count_parameters(config.model))
-    size, ranks, stage = _size(config), parallel.world_size, parallel.strategy
+    size, ranks, stage = weight_size(config), parallel.world_size, parallel.strategy
     share = numbers / ranks
     passes = 3 if stage == "zero3" or ranks > 1 else 2
     repeated = {"zero1": 0, "zero2": 2, "zero3": 1}[stage]  # of the copies of a share

@@ -204,64 +204,73 @@ def _moments(config: RunConfig, *, scratch: int) -> tuple[Moment, ...]:
     has_both = states.layer_shard > 0 and layers > 1
     backward_gathered = states.gathered - states.released_head
 
-    def inside(name: str, finished: int, freed: int) -> Moment:
-        """Inside the backward pass of a layer, after that of `finished` others."""
-        is_last = has_both and not finished
+    def backward(
+        name: str, *, freed: int, results: int, gathered: int, communication: int, early: int = 0
+    ) -> Moment:
+        """In the backward pass of a layer, when `freed` bytes of activations are gone.
+
+        Args:
+            results: bytes of the gradients of the layer's results.
+            early: bytes of gradients that are there before the layer's own.
+        """
         return Moment(
             **common,
             moment=name,
-            gradients=remaining + _early_gradients(config),
+            gradients=remaining + early,
+            gathered=gathered,
+            activations=saved
+            | {"layers": saved["layers"] - freed}
+            | {"gradients of a layer's results": results},
+            logits=saved_logits if keeps_gradients(config) else 0,
+            communication=communication + states.kept_buffers,
+        )
+
+    def following(finished: int) -> int:
+        """Bytes of the layer that is gathered next, after `finished` backward passes."""
+        return states.next_layer if layers - finished > 1 else 0
+
+    def inside(name: str, finished: int, freed: int) -> Moment:
+        """Inside the backward pass of a layer, after that of `finished` others."""
+        is_last = has_both and not finished
+        return backward(
+            name,
+            freed=freed,
+            results=_layer_gradients(config, is_last, scratch),
             # That which computes, and the next one if there is one.
             gathered=backward_gathered
             - finished * states.released_layer
             + states.gathered_layer
-            + (states.next_layer if layers - finished > 1 else 0),
-            activations=saved
-            | {"layers": saved["layers"] - freed}
-            | {"gradients of a layer's results": _layer_gradients(config, is_last, scratch)},
-            logits=saved_logits if keeps_gradients(config) else 0,
+            + following(finished),
             communication=states.layer_gradients
             + (states.reduced_layer + states.layer_shard if finished else 0)
-            + states.buffers
-            + states.kept_buffers,
+            + states.buffers,
+            early=_early_gradients(config),
         )
 
     def layer_end(name: str, finished: int, freed: int) -> Moment:
         """When a layer's gradients are copied to be reduced, after those of `finished` others."""
-        return Moment(
-            **common,
-            moment=name,
-            gradients=remaining,
+        return backward(
+            name,
+            freed=freed,
+            results=4 * number * rows * model.width,
             # Of the next one: what computed is dropped before.
             gathered=backward_gathered
             - (finished + 1) * states.released_layer
-            + (states.next_layer if layers - finished > 1 else 0),
-            activations=saved
-            | {"layers": saved["layers"] - freed}
-            | {"gradients of a layer's results": 4 * number * rows * model.width},
-            logits=saved_logits if keeps_gradients(config) else 0,
+            + following(finished),
             communication=states.all_layer_gradients
             + states.reduced_layer
             + (finished + (states.reduced_layer > 0)) * states.layer_shard
-            + states.buffers
-            + states.kept_buffers,
+            + states.buffers,
         )
 
     def reduction(name: str, finished: int, freed: int) -> Moment:
         """When a layer's gradients are reduced at once, after those of `finished` others."""
-        return Moment(
-            **common,
-            moment=name,
-            gradients=remaining,
-            gathered=states.gathered + (states.next_layer if layers - finished > 1 else 0),
-            activations=saved
-            | {"layers": saved["layers"] - freed}
-            | {"gradients of a layer's results": number * rows * model.width},
-            logits=saved_logits if keeps_gradients(config) else 0,
-            communication=states.head_gradients
-            + states.reduction
-            + finished * states.layer_shard
-            + states.kept_buffers,
+        return backward(
+            name,
+            freed=freed,
+            results=number * rows * model.width,
+            gathered=states.gathered + following(finished),
+            communication=states.head_gradients + states.reduction + finished * states.layer_shard,
         )
 
     in_layers = (
@@ -288,19 +297,14 @@ def _moments(config: RunConfig, *, scratch: int) -> tuple[Moment, ...]:
         # layer that will use its weights now begins its backward pass, and that before is reduced.
         others = (saved["layers"] - of_last) // (layers - 1)
         in_layers += [
-            Moment(
-                **common,
-                moment="gather of a layer in the backward pass",
-                gradients=remaining,
+            backward(
+                "gather of a layer in the backward pass",
+                freed=of_last + (finished - 1) * others,
+                results=number * rows * model.width,
                 gathered=states.gathered + states.gathered_layer + 2 * states.next_layer,
-                activations=saved
-                | {"layers": saved["layers"] - of_last - (finished - 1) * others}
-                | {"gradients of a layer's results": number * rows * model.width},
-                logits=saved_logits if keeps_gradients(config) else 0,
                 communication=states.head_gradients
                 + states.reduced_layer
-                + finished * states.layer_shard
-                + states.kept_buffers,
+                + finished * states.layer_shard,
             )
             for finished in {1, layers - 2}
         ]

@@ -95,6 +95,9 @@ def test_only_a_cpu_waits_for_copies_of_weights_and_gradients() -> None:
     casts = (numbers - embedding) * (4 + 2 + 2 + 4)
     assert work_of_config(ddp, cpu).copied_s == casts + 8 * numbers
     assert work_of_config(in_float32(ddp), cpu).copied_s == 8 * numbers
+    tied = dataclasses.replace(ddp, model=dataclasses.replace(ddp.model, tied_head=True))
+    of_tied = work_of_config(tied, cpu)
+    assert of_tied.copied_s == of_tied.parameters * (4 + 2 + 2 + 4 + 8)
     # bf16-mixed on 8 ranks: shards cast (4 + 2) and copied (2 + 2), what is gathered (2 + 2),
     # of layers twice; gradients to float32 (2 + 4), and their shards copied (4 + 4).
     gathered = 2 * numbers - outer
